@@ -1,0 +1,1 @@
+"""The device tier: embeddings and the first layers, beside the data."""

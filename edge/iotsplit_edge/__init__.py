@@ -1,0 +1,1 @@
+"""The edge tier: the middle layers, one frozen part for all its sessions."""

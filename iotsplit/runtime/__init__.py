@@ -1,0 +1,1 @@
+"""Code that touches the world: sockets, threads, wall time and written files."""

@@ -1,0 +1,103 @@
+"""Settings that a whole fleet shares: the cloud decides them and sends them with every assignment.
+
+Each field is a flag of ``iotsplit run`` and ``iotsplit cloud``, an environment variable
+(``IOTSPLIT_LOCAL_STEPS``) and a TOML key (``local_steps``), all of the same name.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from iotsplit.errors import UsageError
+from iotsplit.plan import Labels
+
+
+class Codec(StrEnum):
+    """How activations and gradients are encoded on the bus."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    INT8 = "int8"
+
+
+class Aggregation(StrEnum):
+    """How the adapters of a round become the next version."""
+
+    FEDAVG = "fedavg"
+    FLEXLORA = "flexlora"
+
+
+class Optimizer(StrEnum):
+    """The optimizer of every tier."""
+
+    ADAMW = "adamw"
+    SGD = "sgd"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """What is trained and how; the same for all agents of a fleet.
+
+    Args:
+        rounds: Rounds to train; at the end of each the adapters are averaged.
+        local_steps: Optimizer steps of each device in a round.
+        batch_size: Sequences of each device in a step.
+        micro_batches: Pieces that a batch is cut into, so that the tiers work at the same time.
+        sequence_length: Tokens of the longest sequence.
+        cut: First layer of the edge and first layer of the cloud.
+        labels: Where the loss is computed. With `cloud` the token ids of the training text reach the cloud.
+        codec: Encoding of activations and gradients.
+        aggregation: How adapters are averaged: A and B apart, or their product.
+        rank: Rank of the LoRA adapter.
+        alpha: Scale of the LoRA adapter (the update is multiplied by alpha / rank).
+        target_modules: Names of the linear layers to adapt, or `all-linear`.
+        optimizer: Optimizer on every tier.
+        learning_rate: Its learning rate.
+        seed: Seed of everything random: initial adapter, batches, rotation.
+        evaluate: Evaluate on held-out data after every round, or only at both ends.
+    """
+
+    rounds: int = 3
+    local_steps: int = 10
+    batch_size: int = 4
+    micro_batches: int = 2
+    sequence_length: int = 128
+    cut: tuple[int, int] = (4, 15)
+    labels: Labels = Labels.CLOUD
+    codec: Codec = Codec.INT8
+    aggregation: Aggregation = Aggregation.FEDAVG
+    rank: int = 8
+    alpha: float = 16.0
+    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
+    optimizer: Optimizer = Optimizer.ADAMW
+    learning_rate: float = 1e-3
+    seed: int = 0
+    evaluate: str = "ends"
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work, naming the setting.
+
+        Raises:
+            UsageError: a value is out of its range.
+        """
+        for name in ("rounds", "local_steps", "batch_size", "micro_batches", "rank"):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("sequence_length", self.sequence_length, 2)
+        _at_least("seed", self.seed, 0)
+        if self.micro_batches > self.batch_size:
+            raise UsageError(
+                f"micro_batches {self.micro_batches} is more than batch_size {self.batch_size}",
+                fix="use fewer micro-batches or a larger batch",
+            )
+        if not 0 < self.learning_rate < float("inf") or not 0 < self.alpha < float("inf"):
+            raise UsageError(
+                "learning_rate and alpha must be above 0", fix="for example 1e-3 and 16"
+            )
+        if not self.target_modules:
+            raise UsageError("target_modules is empty", fix="name linear layers, or all-linear")
+        if self.evaluate not in {"rounds", "ends"}:
+            raise UsageError(f"evaluate {self.evaluate!r} is unknown", fix="use rounds or ends")
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise UsageError(f"{name} {value} is too small", fix=f"use {least} or more")
