@@ -169,6 +169,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
         task: `train`, `evaluate`, or `idle` when there is nothing to do.
         epoch: grows with every assignment of the session; frames of another epoch are void.
         version: adapter version to start from.
+        adapter: digest of that version's head; a head of another digest is somebody else's.
         problem: why the device is refused, for people.
     """
 
@@ -180,6 +181,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     edge: str = ""
     cloud: str = ""
     version: int = 0
+    adapter: str = ""
     settings: TrainingSettings | None = None
     problem: str = ""
 
@@ -276,16 +278,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 State = (
-    Birth
-    | Assignment
-    | Round
-    | AdapterHead
-    | AdapterChunk
-    | AdapterLatest
-    | Metrics
-    | Event
-    | Command
-    | Reply
+    Birth | Assignment | Round | AdapterHead | AdapterChunk | AdapterLatest | Metrics | Event | Command | Reply
 )
 Message = Frame | State
 
@@ -322,7 +315,7 @@ def decode_content(body: bytes) -> Contents:
         MalformedMessageError: not msgpack, or not a content of this protocol.
     """
     try:
-        plain = msgpack.unpackb(body, max_buffer_size=len(body), strict_map_key=True)
+        plain = msgpack.unpackb(body, strict_map_key=True)
         return msgspec.convert(plain, type=Contents, builtin_types=(bytes,))
     except (ValueError, msgpack.UnpackException, msgspec.ValidationError, RecursionError) as error:
         raise MalformedMessageError(str(error)) from None

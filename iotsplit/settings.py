@@ -89,9 +89,7 @@ class TrainingSettings:
                 fix="use fewer micro-batches or a larger batch",
             )
         if not 0 < self.learning_rate < float("inf") or not 0 < self.alpha < float("inf"):
-            raise UsageError(
-                "learning_rate and alpha must be above 0", fix="for example 1e-3 and 16"
-            )
+            raise UsageError("learning_rate and alpha must be above 0", fix="for example 1e-3 and 16")
         if not self.target_modules:
             raise UsageError("target_modules is empty", fix="name linear layers, or all-linear")
         if self.evaluate not in {"rounds", "ends"}:
