@@ -1,0 +1,61 @@
+"""Where a tier's computation ends and the next one's begins: graphs that wait for a gradient."""
+
+from typing import Any
+
+import torch
+
+Key = tuple[Any, ...]
+"""What names an open step, such as (session, step, micro_batch)."""
+
+
+class Boundary:
+    """Keeps the autograd graphs of steps whose gradient has not come back yet."""
+
+    def __init__(self) -> None:
+        self._open: dict[Key, tuple[torch.Tensor | None, torch.Tensor]] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._open
+
+    def open(self, key: Key, inputs: torch.Tensor | None, outputs: torch.Tensor) -> torch.Tensor:
+        """Keep a graph; a key that is already open is replaced (the step is computed again).
+
+        Args:
+            key: names the step and its micro-batch.
+            inputs: leaf that the gradient is wanted of, `requires_grad` set; `None` at the first tier.
+            outputs: what was computed from it.
+
+        Returns:
+            `outputs` without graph, to be sent.
+        """
+        self._open[key] = (inputs, outputs)
+        return outputs.detach()
+
+    def close(self, key: Key, gradient: torch.Tensor) -> torch.Tensor | None:
+        """Run the backward pass of a kept graph, once, and free it.
+
+        Gradients of parameters are added to their `grad`.
+
+        Returns:
+            The gradient by the inputs, or `None` if there were none.
+
+        Raises:
+            KeyError: the key is not open.
+        """
+        inputs, outputs = self._open.pop(key)
+        if outputs.requires_grad:
+            torch.autograd.backward(outputs, gradient)
+        if inputs is None:
+            return None
+        return torch.zeros_like(inputs) if inputs.grad is None else inputs.grad
+
+    def drop(self, key: Key) -> None:
+        """Forget one graph, if it is open."""
+        self._open.pop(key, None)
+
+    def drop_all(self) -> None:
+        """Forget all graphs: their gradients will not come."""
+        self._open.clear()

@@ -1,0 +1,194 @@
+"""Tensors as bytes for the bus, and back; both directions in one place, bit by bit the same everywhere.
+
+=======  =====================================================================================
+scheme   data, little-endian, row after row
+=======  =====================================================================================
+fp32     float32 values
+bf16     upper halves of float32 values, rounded half to even
+int8     per token (row of the last dimension) a float32 scale; then int8 values, scale = max / 127
+i32      token ids and labels
+u8       masks, and ids or labels if all are within 0..255
+=======  =====================================================================================
+
+The error of an int8 value is at most half of its token's scale (and the rounding of float32).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from iotsplit.errors import NotFiniteError, TensorRefusedError
+from iotsplit.messages import PackedTensor
+from iotsplit.settings import Codec
+
+Shape = tuple[int, ...]
+
+_LARGEST_INT8 = 127  # -128 stays unused, so that the range is symmetric
+_LARGEST_U8 = 255
+_INT32 = np.iinfo(np.int32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scheme:
+    """How float32 values become bytes.
+
+    Args:
+        pack: from values of shape (tokens, width).
+        unpack: from bytes of the right length, and (tokens, width), to that many values.
+        size_bytes: of the data of (tokens, width).
+    """
+
+    pack: Callable[[torch.Tensor], bytes]
+    unpack: Callable[[bytes, int, int], NDArray[np.float32]]
+    size_bytes: Callable[[int, int], int]
+
+
+def pack(tensor: torch.Tensor, codec: Codec) -> PackedTensor:
+    """Pack activations or gradients.
+
+    Args:
+        tensor: (..., width) of floats.
+        codec: what the fleet agreed on.
+
+    Raises:
+        NotFiniteError: a value is NaN or infinite, or becomes so.
+    """
+    values = tensor.detach().to(torch.float32)
+    _check_finite(values, "tensor to send")
+    tokens, width = _rows(tuple(values.shape))
+    data = SCHEMES[codec].pack(values.reshape(tokens, width))
+    return PackedTensor(scheme=codec.value, shape=tuple(tensor.shape), data=data)
+
+
+def unpack(packed: PackedTensor, *, shape: Shape, codec: Codec) -> torch.Tensor:
+    """Unpack what a peer sent.
+
+    Args:
+        packed: from the bus, untrusted.
+        shape: what it must have.
+        codec: what it must be packed with.
+
+    Returns:
+        float32 values of `shape`.
+
+    Raises:
+        TensorRefusedError: another scheme, shape or length; found before anything is allocated.
+        NotFiniteError: a value is NaN or infinite.
+    """
+    scheme = SCHEMES[codec]
+    tokens, width = _rows(shape)
+    _check(packed, (codec.value,), shape, scheme.size_bytes(tokens, width))
+    values = torch.from_numpy(scheme.unpack(packed.data, tokens, width)).reshape(shape)
+    _check_finite(values, "tensor received")
+    return values
+
+
+def pack_integers(tensor: torch.Tensor) -> PackedTensor:
+    """Pack token ids, labels or a mask: bytes if all values are within 0..255, else int32.
+
+    Raises:
+        TensorRefusedError: a value is not an int32.
+    """
+    values = tensor.detach().to(torch.int64).contiguous().numpy()
+    low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
+    if low < _INT32.min or high > _INT32.max:
+        raise TensorRefusedError(f"integers from {low} to {high} are not int32")
+    scheme = "u8" if low >= 0 and high <= _LARGEST_U8 else "i32"
+    data = values.astype(_INTEGERS[scheme]).tobytes()
+    return PackedTensor(scheme=scheme, shape=tuple(tensor.shape), data=data)
+
+
+def unpack_integers(packed: PackedTensor, shape: Shape) -> torch.Tensor:
+    """Unpack token ids, labels or a mask, as int64 of `shape`.
+
+    Raises:
+        TensorRefusedError: another scheme, shape or length; found before anything is allocated.
+    """
+    dtype = _INTEGERS.get(packed.scheme, np.dtype(np.uint8))
+    _check(packed, tuple(_INTEGERS), shape, math.prod(shape) * dtype.itemsize)
+    return torch.from_numpy(np.frombuffer(packed.data, dtype).astype(np.int64)).reshape(shape)
+
+
+def _pack_fp32(values: torch.Tensor) -> bytes:
+    return values.numpy().astype("<f4", copy=False).tobytes()
+
+
+def _unpack_fp32(data: bytes, tokens: int, width: int) -> NDArray[np.float32]:  # noqa: ARG001 - one signature for all
+    return np.frombuffer(data, "<f4").astype(np.float32)
+
+
+def _pack_bf16(values: torch.Tensor) -> bytes:
+    halves = values.to(torch.bfloat16)
+    _check_finite(halves, "tensor to send, as bf16,")
+    return halves.view(torch.int16).numpy().astype("<i2", copy=False).tobytes()
+
+
+def _unpack_bf16(data: bytes, tokens: int, width: int) -> NDArray[np.float32]:  # noqa: ARG001 - one signature for all
+    wide = np.frombuffer(data, "<u2").astype(np.uint32)
+    wide <<= np.uint32(16)
+    return wide.view(np.float32)
+
+
+def _pack_int8(values: torch.Tensor) -> bytes:
+    if values.numel() == 0:
+        return bytes(4 * len(values))
+    scales = values.abs().amax(dim=1, keepdim=True) / _LARGEST_INT8  # (tokens, 1)
+    # A token of zeros has scale 0, and 0 / 1 is as good as any.
+    whole = values / torch.where(scales > 0, scales, 1.0)  # (tokens, width)
+    # Below the normal float32 range a scale is so coarse that the quotient can pass 127.
+    whole = whole.round_().clamp_(-_LARGEST_INT8, _LARGEST_INT8).to(torch.int8)
+    return scales.numpy().astype("<f4", copy=False).tobytes() + whole.numpy().tobytes()
+
+
+def _unpack_int8(data: bytes, tokens: int, width: int) -> NDArray[np.float32]:
+    scales = np.frombuffer(data, "<f4", count=tokens).astype(np.float32)
+    if not np.isfinite(scales).all():
+        raise NotFiniteError("tensor received")
+    whole = np.frombuffer(data, np.int8, offset=4 * tokens)
+    values = whole.astype(np.float32).reshape(tokens, width)
+    with np.errstate(over="ignore"):  # found by the check for finite values
+        values *= scales[:, None]
+    return values
+
+
+def _rows(shape: Shape) -> tuple[int, int]:
+    """(tokens, width) of a shape (..., width); a scalar is one token of one value."""
+    return (math.prod(shape[:-1]), shape[-1]) if shape else (1, 1)
+
+
+def _check(packed: PackedTensor, schemes: tuple[str, ...], shape: Shape, size_bytes: int) -> None:
+    if packed.scheme not in schemes:
+        raise TensorRefusedError(f"scheme {packed.scheme!r} instead of {' or '.join(schemes)}")
+    if tuple(packed.shape) != tuple(shape):
+        raise TensorRefusedError(f"shape {packed.shape} instead of {shape}")
+    if len(packed.data) != size_bytes:
+        raise TensorRefusedError(f"{len(packed.data)} bytes instead of {size_bytes}")
+
+
+def _check_finite(values: torch.Tensor, name: str) -> None:
+    if values.numel() == 0:
+        return
+    # NaN passes through both, and an infinity is an extreme: no mask of the whole is needed.
+    low, high = torch.aminmax(values)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise NotFiniteError(name)
+
+
+SCHEMES: dict[Codec, Scheme] = {
+    Codec.FP32: Scheme(
+        pack=_pack_fp32, unpack=_unpack_fp32, size_bytes=lambda tokens, width: 4 * tokens * width
+    ),
+    Codec.BF16: Scheme(
+        pack=_pack_bf16, unpack=_unpack_bf16, size_bytes=lambda tokens, width: 2 * tokens * width
+    ),
+    Codec.INT8: Scheme(
+        pack=_pack_int8, unpack=_unpack_int8, size_bytes=lambda tokens, width: tokens * (4 + width)
+    ),
+}
+
+_INTEGERS: dict[str, np.dtype[Any]] = {"i32": np.dtype("<i4"), "u8": np.dtype("u1")}
