@@ -40,10 +40,7 @@ def inject(part: Part, settings: TrainingSettings) -> None:
     Raises:
         UsageError: the target modules match nothing, or something outside of the layers.
     """
-    local = [name for name, _ in _targets(part.layers, settings.target_modules)]
-    if not local:
-        # Another tier may have the modules; whether anyone has is checked on the whole model.
-        return
+    local = [name for name, _ in _wanted(part.layers, settings.target_modules)]
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # any number scales
@@ -160,7 +157,7 @@ def peft_config(directory: Path, settings: TrainingSettings, *, base: str = "") 
     Args:
         directory: of the model, or a part of it.
         settings: the fleet's.
-        base: what the base model is called in it; default: the directory.
+        base: what the base model is called in it; default: the directory's name.
     """
     whole = skeleton.build(directory)
     targets = _checked_targets(whole, settings)
@@ -172,7 +169,7 @@ def peft_config(directory: Path, settings: TrainingSettings, *, base: str = "") 
         target_modules=list(settings.target_modules) if explicit else sorted(suffixes),
         fan_in_fan_out=any(isinstance(module, Conv1D) for _, module in targets),
         task_type="CAUSAL_LM",
-        base_model_name_or_path=base or str(directory),
+        base_model_name_or_path=base or directory.name,
         inference_mode=True,
     )
     untyped: Any = config
@@ -238,26 +235,30 @@ def _matches(name: str, wanted: Sequence[str]) -> bool:
     return any(name == target or name.endswith(f".{target}") for target in wanted)
 
 
-def _checked_targets(whole: Skeleton, settings: TrainingSettings) -> list[tuple[str, nn.Module]]:
-    layers = whole.causal.get_submodule(whole.layers)
-    targets = _targets(layers, settings.target_modules)
-    linear = {name.rpartition(".")[2] for name, _ in _targets(layers, [ALL_LINEAR])}
-    unmatched = [
-        target
-        for target in settings.target_modules
-        if target != ALL_LINEAR and not any(_matches(name, [target]) for name, _ in targets)
-    ]
-    outside = [
-        name
-        for name in (whole.embedding, whole.head, *whole.positions)
-        if _matches(name, settings.target_modules)
-    ]
-    if unmatched or outside:
-        raise UsageError(
-            f"target_modules {', '.join(outside or unmatched)}: no linear layer of the decoder",
-            fix=f"use {ALL_LINEAR} or some of {', '.join(sorted(linear))}",
-        )
+def _wanted(layers: nn.Module, wanted: Sequence[str]) -> list[tuple[str, nn.Module]]:
+    """As `_targets`; every one of the wanted names must be there."""
+    targets = _targets(layers, wanted)
+    for target in wanted:
+        if target != ALL_LINEAR and not any(_matches(name, [target]) for name, _ in targets):
+            raise _not_adaptable(target, layers)
     return targets
+
+
+def _checked_targets(whole: Skeleton, settings: TrainingSettings) -> list[tuple[str, nn.Module]]:
+    """The targets in the whole model, none of which may be outside of its layers."""
+    layers = whole.causal.get_submodule(whole.layers)
+    for name in (whole.embedding, whole.head, *whole.positions):
+        if _matches(name, settings.target_modules):
+            raise _not_adaptable(name, layers)
+    return _wanted(layers, settings.target_modules)
+
+
+def _not_adaptable(target: str, layers: nn.Module) -> UsageError:
+    linear = {name.rpartition(".")[2] for name, _ in _targets(layers, [ALL_LINEAR])}
+    return UsageError(
+        f"target_modules {target}: not a linear module of the decoder's layers",
+        fix=f"use {ALL_LINEAR} or some of {', '.join(sorted(linear))}",
+    )
 
 
 def _is_transposed(layers: nn.Module, names: Sequence[str]) -> bool:
