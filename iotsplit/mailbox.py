@@ -12,11 +12,13 @@ from iotsplit.messages import (
     Birth,
     Command,
     Event,
+    Forget,
     Frame,
     Message,
     Metrics,
     Reply,
     Round,
+    State,
     Update,
     decode_content,
     decode_state,
@@ -27,7 +29,7 @@ from iotsplit.packet import Packet
 from iotsplit.plan import Tier
 from iotsplit.topics import Route, Topics
 
-RETAINED = (Birth, Assignment, Round, AdapterHead, AdapterChunk, AdapterLatest)
+RETAINED = (Birth, Assignment, Round, AdapterHead, AdapterChunk, AdapterLatest, Forget)
 AT_MOST_ONCE = (Metrics,)
 MAX_STATE_BYTES = 256 * 1024
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024
@@ -65,7 +67,7 @@ class Mailbox:
             body = encode_content(message.content)
             payloads = chunks.cut(body, head, chunk_bytes=self._chunk_bytes)
             return [Packet(topic=topic, payload=payload) for payload in payloads]
-        payload = message.data if isinstance(message, AdapterChunk) else encode_state(message)
+        payload = _payload(message)
         qos = 0 if isinstance(message, AT_MOST_ONCE) else 1
         return [Packet(topic=topic, payload=payload, qos=qos, retain=isinstance(message, RETAINED))]
 
@@ -115,6 +117,15 @@ class Mailbox:
         if not isinstance(frame.content, Update) or frame.device != device or frame.tier != tier:
             raise MalformedMessageError("an update that differs from its topic")
         return frame
+
+
+def _payload(message: State) -> bytes:
+    match message:
+        case AdapterChunk():
+            return message.data
+        case Forget():
+            return b""
+    return encode_state(message)
 
 
 def _read(payload: bytes) -> chunks.Chunk:

@@ -4,7 +4,7 @@ State and control are JSON, so that ``mosquitto_sub`` shows readable text; frame
 msgpack. Both are validated here, once, on decoding: nothing past this module sees a dict.
 """
 
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgpack
 import msgspec
@@ -14,6 +14,9 @@ from iotsplit.plan import Tier
 from iotsplit.settings import TrainingSettings
 
 PROTOCOL_VERSION = 1
+
+Positive = Annotated[int, msgspec.Meta(gt=0)]
+NotNegative = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class PackedTensor(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,12 +39,14 @@ class Activation(Content, frozen=True, kw_only=True, tag="activation"):
         mask: (batch, time) of 0 and 1, 1 where there is a token.
         labels: (batch, time) next-token ids, -100 where there is no loss; absent if labels stay.
         step_tokens: loss tokens of the whole step, over all its micro-batches.
+        steps: steps of the whole session.
     """
 
     hidden: PackedTensor
     mask: PackedTensor
     labels: PackedTensor | None = None
-    step_tokens: int
+    step_tokens: Positive
+    steps: Positive
 
 
 class Gradient(Content, frozen=True, kw_only=True, tag="gradient"):
@@ -77,7 +82,7 @@ class Update(Content, frozen=True, kw_only=True, tag="update"):
     """One tier's LoRA parameters of a session at the end of its steps, as safetensors."""
 
     tier: Tier
-    tokens: int
+    tokens: Positive
     tensors: bytes
 
 
@@ -94,6 +99,25 @@ class Identity(msgspec.Struct, frozen=True, order=True):
     step: int
     micro_batch: int
     kind: str
+
+
+def frame_of(
+    assignment: "Assignment", content: "Contents", *, way: tuple[Tier, Tier], at: tuple[int, int] = (0, 0)
+) -> "Frame":
+    """A frame of the assignment's session from one tier to another, about (step, micro-batch)."""
+    agents = {Tier.DEVICE: assignment.device, Tier.EDGE: assignment.edge, Tier.CLOUD: assignment.cloud}
+    return Frame(
+        sender=agents[way[0]],
+        to=agents[way[1]],
+        tier=way[0],
+        to_tier=way[1],
+        device=assignment.device,
+        session=assignment.session,
+        epoch=assignment.epoch,
+        step=at[0],
+        micro_batch=at[1],
+        content=content,
+    )
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True):
@@ -157,7 +181,8 @@ class Birth(msgspec.Struct, frozen=True, kw_only=True):
     model: str = ""
     part: str = "all"
     threads: int = 1
-    capacity: int = 0
+    part_parameters: int = 0
+    trainable_parameters: int = 0
     data: DataSummary | None = None
     problem: str = ""
 
@@ -234,7 +259,12 @@ class AdapterLatest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Metrics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A line of progress, and the agent's heartbeat. Times in seconds, sizes in bytes."""
+    """A line of progress, and the agent's heartbeat. Times in seconds, sizes in bytes.
+
+    Args:
+        sent_bytes: payload bytes by first word of the topic; of the session if there is one.
+        dropped: packets that were refused since the start.
+    """
 
     time: float = 0.0
     agent: str
@@ -248,8 +278,6 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     received_bytes: dict[str, int] = {}
     dropped: int = 0
     peak_rss_bytes: int = 0
-    part_parameters: int = 0
-    trainable_parameters: int = 0
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -259,6 +287,12 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     agent: str
     detail: str = ""
+
+
+class Forget(msgspec.Struct, frozen=True, kw_only=True):
+    """Clears a retained topic below the root: housekeeping, nobody relies on it."""
+
+    path: str
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
@@ -316,6 +350,7 @@ def decode_content(body: bytes) -> Contents:
     """
     try:
         plain = msgpack.unpackb(body, strict_map_key=True)
-        return msgspec.convert(plain, type=Contents, builtin_types=(bytes,))
+        content: Contents = msgspec.convert(plain, type=Contents, builtin_types=(bytes,))
     except (ValueError, msgpack.UnpackException, msgspec.ValidationError, RecursionError) as error:
         raise MalformedMessageError(str(error)) from None
+    return content

@@ -56,6 +56,11 @@ class Awaited:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    @property
+    def identities(self) -> list[Identity]:
+        """What is waited for."""
+        return list(self._waiting)
+
     def expect(self, identity: Identity, now: float) -> None:
         """Wait for a frame from now on."""
         self._waiting.setdefault(identity, _Waiting(now + PATIENCE_S, PATIENCE_S))

@@ -99,3 +99,41 @@ class TrainingSettings:
 def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise UsageError(f"{name} {value} is too small", fix=f"use {least} or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetSettings:
+    """Who takes part and when rounds run; only the cloud needs to know.
+
+    Args:
+        devices: Devices to wait for before the first round.
+        edges: Edges to wait for before the first round.
+        devices_per_edge: Devices that an edge serves in a round; default all, dealt evenly.
+        schedule: When rounds start: `now`, `every 30m`, or a cron line such as `cron 0 22 * * *`.
+        window: Times of day in which rounds may start, such as `22:00-06:00`.
+        step_timeout: Seconds after which a session that holds up the others is dropped.
+        wait_timeout: Seconds to wait for the fleet before giving up; 0 waits for ever.
+        once: End when the rounds are done, instead of serving the adapter versions on.
+    """
+
+    devices: int = 1
+    edges: int = 1
+    devices_per_edge: int | None = None
+    schedule: str = "now"
+    window: str = ""
+    step_timeout: float = 120.0
+    wait_timeout: float = 0.0
+    once: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work, naming the setting.
+
+        Raises:
+            UsageError: a value is out of its range.
+        """
+        _at_least("devices", self.devices, 1)
+        _at_least("edges", self.edges, 1)
+        if self.devices_per_edge is not None:
+            _at_least("devices_per_edge", self.devices_per_edge, 1)
+        if self.step_timeout <= 0 or self.wait_timeout < 0:
+            raise UsageError("a time-out is below zero", fix="give seconds, such as --step-timeout 120")

@@ -15,6 +15,7 @@ from iotsplit.messages import (
     Birth,
     Command,
     Event,
+    Forget,
     Frame,
     Message,
     Metrics,
@@ -137,6 +138,7 @@ PATHS: dict[type, str] = {
     Event: "events",
     Command: "command",
     Reply: "command/{message.id}",
+    Forget: "{message.path}",
 }
 
 

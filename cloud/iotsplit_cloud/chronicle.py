@@ -1,0 +1,134 @@
+"""What the cloud remembers of a run for its report: counted as it happens. No I/O."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from iotsplit.messages import Assignment, Birth, Event, Frame, Metrics, Update
+from iotsplit.plan import Tier
+from iotsplit.role import Output
+from iotsplit_cloud.evaluation import EvaluationRound
+from iotsplit_cloud.members import Member
+from iotsplit_cloud.report import (
+    Report,
+    agent_rows,
+    bytes_row,
+    enter_scores,
+    ledger_row,
+    session_rows,
+)
+from iotsplit_cloud.training import Ledger, TrainingRound
+from iotsplit_cloud.versions import Version
+
+
+class Chronicle:
+    """Keeps the report.
+
+    Args:
+        report: of this run so far; one with rounds in it is gone on with.
+    """
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._resumed = bool(report.rounds)
+        self.ledger = Ledger()
+        self._earlier = dict(report.ledger)
+        self._peaks: dict[str, int] = {}
+        self._last: dict[tuple[str, Tier], Metrics] = {}
+        self._held: set[tuple[str, int]] = set()
+        self._up = self._down = 0
+        self._round_at = 0.0
+        self._training_s = 0.0
+        self._tokens = 0
+
+    @property
+    def needs_baseline(self) -> bool:
+        """Whether held-out data has not been scored before training."""
+        return "before" not in self._report.eval
+
+    def resumed(self, agent: str) -> list[Output]:
+        """An event if the run goes on from an earlier start."""
+        detail = f"after round {len(self._report.rounds)}"
+        return [Event(kind="cloud_resumed", agent=agent, detail=detail)] if self._resumed else []
+
+    def take(self, metrics: Metrics) -> None:
+        """Note another agent's metrics."""
+        self._peaks[metrics.agent] = max(self._peaks.get(metrics.agent, 0), metrics.peak_rss_bytes)
+        if metrics.session is not None:
+            self._last[metrics.session, metrics.role] = metrics
+
+    def count_update(self, frame: Frame) -> None:
+        """Count the bytes of a LoRA update."""
+        if isinstance(frame.content, Update):
+            self._up += len(frame.content.tensors)
+
+    def count_fetches(self, assignments: Iterable[Assignment], version: Version) -> None:
+        """Count the adapter sections that these assignments make agents fetch, each once."""
+        for assignment in assignments:
+            for agent, tier in ((assignment.device, Tier.DEVICE), (assignment.edge, Tier.EDGE)):
+                if (agent, version.version) not in self._held:
+                    self._held.add((agent, version.version))
+                    self._down += len(version.sections[tier])
+
+    def round_started(self, now: float) -> None:
+        """Note when a round began."""
+        self._round_at = now
+
+    def round_finished(
+        self, training: TrainingRound, *, round_: int, version: int, now: float
+    ) -> dict[str, Any]:
+        """Enter a round."""
+        wall_s = now - self._round_at
+        sessions = session_rows(training)
+        names = [row["session"] for row in sessions]
+        row = {
+            "round": round_,
+            "adapter_version": version,
+            "wall_s": wall_s,
+            "sessions": sessions,
+            "bytes": bytes_row(self._last, names, up=self._up, down=self._down),
+            "dropped": [{"device": device, "reason": reason} for device, reason in training.dropped.items()],
+        }
+        self._report.rounds.append(row)
+        self._training_s += wall_s
+        self._tokens += sum(int(each["tokens"]) for each in sessions)
+        self._up = self._down = 0
+        self._last.clear()
+        return row
+
+    def scored(self, evaluation: EvaluationRound, when: str) -> str:
+        """Enter an evaluation; gives its sums as JSON."""
+        total = enter_scores(self._report, evaluation, when)
+        row = total.summary()
+        if self._report.rounds:
+            self._report.rounds[-1]["eval"] = row
+        return msgspec.json.encode({"when": when, **row}).decode()
+
+    def report_now(self, members: Sequence[Member], cloud: Birth, *, done: bool) -> Report:
+        """The report as it stands."""
+        own = Member(cloud, 0.0)
+        self._report.agents = agent_rows([own, *members], self._peaks)
+        row = ledger_row(self.ledger)
+        self._report.ledger = {key: row[key] + self._earlier.get(key, 0) for key in row}
+        if self._training_s > 0:
+            self._report.tokens_per_second = self._tokens / self._training_s
+        self._report.state = "done" if done else "running"
+        return msgspec.convert(msgspec.to_builtins(self._report), Report)
+
+
+def in_short(row: dict[str, Any]) -> str:
+    """A round as one line of JSON, for people who watch."""
+    sessions = row["sessions"]
+    tokens = sum(each["tokens"] for each in sessions)
+    loss = sum(each["loss_last"] * each["tokens"] for each in sessions) / max(1, tokens)
+    short = {
+        "round": row["round"],
+        "devices": len(sessions),
+        "dropped": len(row["dropped"]),
+        "loss": loss,
+        "tokens": tokens,
+        "wall_s": row["wall_s"],
+        "bytes": row["bytes"],
+    }
+    return msgspec.json.encode(short).decode()

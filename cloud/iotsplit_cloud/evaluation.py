@@ -1,0 +1,141 @@
+"""Held-out data of every device, scored with one adapter version. No I/O."""
+
+import math
+from collections.abc import Mapping
+
+import msgspec
+
+from iotsplit.errors import MalformedMessageError, TensorRefusedError
+from iotsplit.messages import Activation, Assignment, Frame, Score, Want
+from iotsplit.plan import Labels, Tier
+from iotsplit.role import Output
+from iotsplit.settings import TrainingSettings
+from iotsplit_cloud.sessions import CloudSession
+from iotsplit_cloud.tail import Tail
+
+MAX_STEPS = 100_000
+
+
+class Tally(msgspec.Struct, kw_only=True):
+    """Sums of scores, and what they come to."""
+
+    loss_sum: float = 0.0
+    tokens: int = 0
+    exact: int = 0
+    sequences: int = 0
+
+    def add(self, other: "Score | Tally") -> None:
+        """Add another's sums."""
+        self.loss_sum += other.loss_sum
+        self.tokens += other.tokens
+        self.exact += other.exact
+        self.sequences += other.sequences
+
+    def summary(self) -> dict[str, float | int]:
+        """Loss, perplexity and exact match as the report has them."""
+        loss = self.loss_sum / max(1, self.tokens)
+        return {
+            "loss": loss,
+            "perplexity": math.exp(min(loss, 700.0)),
+            "exact_match": self.exact / max(1, self.sequences),
+            "exact": self.exact,
+            "sequences": self.sequences,
+            "tokens": self.tokens,
+        }
+
+
+class EvaluationRound:
+    """Sessions without a barrier: each is scored as it comes; the sums are the same in any order."""
+
+    def __init__(
+        self,
+        assignments: Mapping[str, Assignment],
+        settings: TrainingSettings,
+        tail: Tail,
+        *,
+        now: float,
+    ) -> None:
+        self.sessions = {
+            device: CloudSession(assignment=assignment, progress_at=now)
+            for device, assignment in sorted(assignments.items())
+        }
+        self.dropped: dict[str, str] = {}
+        self._settings = settings
+        self._tail = tail
+        self._steps: dict[str, int] = {}  # steps of each session, once it has said so
+        self._scores: dict[str, dict[int, Score]] = {device: {} for device in self.sessions}
+        for session in self.sessions.values():
+            session.expect("activation", 0, 0, now)
+
+    @property
+    def done(self) -> bool:
+        """All held-out data of every session that is still in is scored."""
+        return not self.waits_for()
+
+    def waits_for(self) -> list[str]:
+        """Devices whose scores are not all in."""
+        return [d for d in self.sessions if len(self._scores[d]) != self._steps.get(d, -1)]
+
+    def tallies(self) -> dict[str, Tally]:
+        """Sums by device, added up in the order of steps."""
+        sums = {device: Tally() for device in self.sessions}
+        for device, tally in sums.items():
+            for step in sorted(self._scores[device]):
+                tally.add(self._scores[device][step])
+        return sums
+
+    def handle(self, frame: Frame, now: float) -> list[Output]:
+        """Take a frame of one of the sessions."""
+        session = self.sessions.get(frame.device)
+        if session is None or not session.belongs(frame):
+            return []
+        if isinstance(frame.content, Want):
+            return list(session.again(frame, frame.content))
+        if frame.identity not in session.awaited:
+            return []  # a repetition
+        said = self._take(session, frame, now)
+        session.awaited.arrived(frame.identity)
+        session.progress_at = now
+        return said
+
+    def tick(self, now: float) -> list[Output]:
+        """Ask for what is late."""
+        return [want for session in self.sessions.values() for want in session.ask(now)]
+
+    @property
+    def next_due(self) -> float:
+        """When something will be late."""
+        return min((s.awaited.next_due for s in self.sessions.values()), default=float("inf"))
+
+    def drop(self, device: str, reason: str, now: float) -> list[Output]:
+        """Go on without a session."""
+        del now
+        self.sessions.pop(device)
+        self.dropped[device] = reason
+        return []
+
+    def _take(self, session: CloudSession, frame: Frame, now: float) -> list[Output]:
+        scores = self._scores[frame.device]
+        at_device = self._settings.labels is Labels.DEVICE
+        match frame.content:
+            case Activation() as content if frame.tier is Tier.EDGE:
+                answer = self._tail.infer(content) if at_device else self._tail.score(content)
+                self._count_steps(session, content, now)
+                if isinstance(answer, Score):
+                    scores[frame.step] = answer
+                else:
+                    session.expect("score", frame.step, 0, now)
+                return [session.answer(frame, answer)]
+            case Score() as score if at_device:
+                scores[frame.step] = score
+                return []
+        raise MalformedMessageError(f"a {frame.identity.kind} in an evaluation")
+
+    def _count_steps(self, session: CloudSession, content: Activation, now: float) -> None:
+        if session.assignment.device in self._steps:
+            return
+        if not 0 < content.steps <= MAX_STEPS:
+            raise TensorRefusedError(f"an evaluation of {content.steps} steps")
+        self._steps[session.assignment.device] = content.steps
+        for step in range(1, content.steps):
+            session.expect("activation", step, 0, now)

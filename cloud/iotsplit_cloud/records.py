@@ -1,0 +1,25 @@
+"""What the cloud keeps on its own disk: said by the role, written by the store."""
+
+from dataclasses import dataclass
+
+from iotsplit.messages import Metrics
+from iotsplit.role import Local
+from iotsplit_cloud.report import Report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard(Local):
+    """Metrics of another agent, for the log of the run."""
+
+    metrics: Metrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Milestone(Local):
+    """A consistent state of the fleet between rounds: what a restarted cloud goes on from."""
+
+    report: Report
+    round: int
+    version: int
+    optimizer: bytes
+    final: bool = False

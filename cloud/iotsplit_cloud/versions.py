@@ -1,0 +1,147 @@
+"""Adapter versions: averaged at the end of a round, published in sections, a few kept. No I/O."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from iotsplit.messages import AdapterLatest, Forget, Message, Update
+from iotsplit.plan import Tier
+from iotsplit.retained import cut_version, digest
+from iotsplit.role import Local
+from iotsplit.settings import Aggregation
+from iotsplit.tensors import adapters
+from iotsplit.tensors.aggregation import AGGREGATORS
+
+KEPT_VERSIONS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version(Local):
+    """One adapter version: the safetensors of each tier's section."""
+
+    version: int
+    round: int
+    sections: Mapping[str, bytes]
+
+    def section(self, tier: Tier) -> dict[str, torch.Tensor]:
+        """One tier's tensors."""
+        return safetensors.torch.load(self.sections[tier])
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All sections together."""
+        merged: dict[str, torch.Tensor] = {}
+        for tier in Tier:
+            merged |= self.section(tier)
+        return merged
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def average(
+    updates: Mapping[str, Mapping[Tier, Update]], *, shapes: Mapping[Tier, Shapes], rule: Aggregation
+) -> dict[str, bytes]:
+    """Average the devices' and the edges' sections, weighted by the loss tokens that each trained on.
+
+    Args:
+        updates: by device, then tier.
+        shapes: of each tier's LoRA parameters.
+        rule: how to average.
+
+    Raises:
+        PeerError: an update is not what was agreed.
+    """
+    sections = {}
+    for tier in (Tier.DEVICE, Tier.EDGE):
+        brought = [updates[device][tier] for device in sorted(updates)]
+        tensors = [adapters.from_bytes(update.tensors, shapes[tier]) for update in brought]
+        total = sum(update.tokens for update in brought)
+        weights = [update.tokens / total for update in brought]
+        sections[str(tier)] = adapters.to_bytes(AGGREGATORS[rule](tensors, weights))
+    return sections
+
+
+class Library:
+    """The versions that can be had from the bus.
+
+    Args:
+        model: fingerprint of the model.
+        peft: the ``adapter_config.json`` of every version.
+        chunk_bytes: largest retained message.
+        shapes: of each tier's LoRA parameters.
+        held: versions from before a restart.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        peft: dict[str, Any],
+        chunk_bytes: int,
+        shapes: Mapping[Tier, Shapes],
+        held: list[Version],
+    ) -> None:
+        self._model, self._peft, self._chunk_bytes, self._shapes = model, peft, chunk_bytes, shapes
+        self._versions = {version.version: version for version in held}
+        self.current = held[-1]
+        self.newest = max(self._versions)
+        self.digest = ""
+
+    def publish(self) -> list[Message]:
+        """Say the current version on the bus: chunks first, then the head, then that it is the latest."""
+        chunks, head = cut_version(
+            self.current.sections,
+            version=self.current.version,
+            round_=self.current.round,
+            model=self._model,
+            peft=self._peft,
+            chunk_bytes=self._chunk_bytes,
+        )
+        self.digest = digest(head)
+        return [*chunks, head, AdapterLatest(version=self.current.version)]
+
+    def check(self, tier: Tier, update: Update) -> None:
+        """Look whether an update can be averaged.
+
+        Raises:
+            PeerError: it is not what was agreed.
+        """
+        adapters.from_bytes(update.tensors, self._shapes[tier])
+
+    def add(
+        self,
+        updates: Mapping[str, Mapping[Tier, Update]],
+        *,
+        cloud: bytes,
+        rule: Aggregation,
+        round_: int,
+    ) -> Version:
+        """Make the next version from a round's updates and the cloud's own section."""
+        sections = average(updates, shapes=self._shapes, rule=rule) | {str(Tier.CLOUD): cloud}
+        self.newest += 1
+        self.current = Version(version=self.newest, round=round_, sections=sections)
+        self._versions[self.newest] = self.current
+        return self.current
+
+    def forget(self) -> list[Message]:
+        """Clear what is too old from the bus."""
+        said: list[Message] = []
+        for old in sorted(self._versions)[:-KEPT_VERSIONS]:
+            if old == self.current.version:
+                continue
+            gone = self._versions.pop(old)
+            pieces = sum(-(-len(body) // self._chunk_bytes) or 1 for body in gone.sections.values())
+            names = ("head", *range(pieces))
+            said.extend(Forget(path=f"adapter/{old}/{name}") for name in names)
+        return said
+
+    def roll_back(self, version: int) -> str:
+        """Make an older version current; return why not, or nothing."""
+        if version not in self._versions:
+            have = ", ".join(map(str, sorted(self._versions)))
+            return f"version {version} is not kept, there are {have}"
+        self.current = self._versions[version]
+        return ""

@@ -1,0 +1,122 @@
+"""``iotsplit device``: the agent beside the data."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+
+from iotsplit import __version__
+from iotsplit.datasets import partition
+from iotsplit.datasets.records import Record, read
+from iotsplit.errors import UsageError
+from iotsplit.messages import Birth
+from iotsplit.options import AgentOptions, parse
+from iotsplit.plan import Tier, cut_model
+from iotsplit.runtime import serve
+from iotsplit.runtime.runner import with_incarnation
+from iotsplit.settings import TrainingSettings
+from iotsplit.tensors import adapters
+from iotsplit.tensors.models import ModelInfo, describe, resolve
+from iotsplit.tensors.parts import load_part
+from iotsplit.topics import check_agent_id
+from iotsplit_device.batches import Batches
+from iotsplit_device.role import DeviceRole
+from iotsplit_device.tokens import tokenize
+from iotsplit_device.work import DeviceWork
+
+EXAMPLES = (
+    "iotsplit device --id press --broker mqtt://broker.local:1883 --data notes.jsonl",
+    "iotsplit device --config device.toml",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions(AgentOptions):
+    """The device's data.
+
+    Args:
+        data: File or folder with this device's data, or a built-in set that has data for this id.
+        eval_limit: Most held-out sequences to score.
+    """
+
+    data: str = ""
+    eval_limit: int = 24
+
+
+def main(words: Sequence[str]) -> int:
+    """Run a device until a signal ends it."""
+    options = parse(DeviceOptions, words, name="iotsplit device", examples=EXAMPLES)
+    serve.start_logging(options.log_level)
+    torch.set_num_threads(options.threads)
+    agent = check_agent_id(options.id or "device")
+    directory = resolve(options.model, serve.cache_directory())
+    info = describe(directory)
+    records = _records(options, agent)
+    birth = with_incarnation(
+        Birth(
+            agent=agent,
+            role=Tier.DEVICE,
+            online=True,
+            incarnation=0,
+            version=__version__,
+            pid=os.getpid(),
+            model=info.fingerprint,
+            part="all" if info.part is None else str(info.part),
+            threads=options.threads,
+        )
+    )
+    loader = make_loader(directory, info, records, device=agent, eval_limit=options.eval_limit)
+    return serve.serve(DeviceRole(birth=birth, load=loader), options)
+
+
+def _records(options: DeviceOptions, agent: str) -> list[Record]:
+    if not options.data:
+        raise UsageError("a device needs data", fix="name a file or folder with --data")
+    if Path(options.data).exists():
+        return read(Path(options.data))
+    shares = partition.load(options.data)
+    if agent not in shares:
+        raise UsageError(
+            f"{options.data} has no data for a device named {agent}",
+            fix=f"use one of these as --id: {', '.join(shares)}",
+        )
+    return shares[agent]
+
+
+def make_loader(
+    directory: Path, info: ModelInfo, records: Sequence[Record], *, device: str, eval_limit: int
+) -> Callable[[TrainingSettings], DeviceWork]:
+    """What makes a device's part and data ready; it keeps what it made for the settings last seen."""
+    made: dict[TrainingSettings, DeviceWork] = {}
+
+    def load(settings: TrainingSettings) -> DeviceWork:
+        if settings not in made:
+            made.clear()
+            plan = cut_model(info.layers, settings.cut, settings.labels)[Tier.DEVICE]
+            part = load_part(directory, plan)
+            adapters.inject(part, settings)
+            made[settings] = DeviceWork(part, _batches(settings), settings)
+        return made[settings]
+
+    def _batches(settings: TrainingSettings) -> Batches:
+        train, held_out = tokenize(
+            records,
+            AutoTokenizer.from_pretrained(directory),
+            sequence_length=settings.sequence_length,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            eval_limit=eval_limit,
+        )
+        return Batches(
+            train,
+            held_out,
+            seed=settings.seed,
+            device=device,
+            batch_size=settings.batch_size,
+            micro_batches=settings.micro_batches,
+        )
+
+    return load

@@ -1,0 +1,105 @@
+"""The tensor side of a device's session: its part, its LoRA parameters, its data."""
+
+from collections.abc import Mapping
+
+import torch
+
+from iotsplit.messages import Activation, Gradient, PackedTensor, Score, TailGradient, TailHidden
+from iotsplit.plan import Labels
+from iotsplit.settings import TrainingSettings
+from iotsplit.tensors import adapters
+from iotsplit.tensors.boundary import Boundary
+from iotsplit.tensors.compression import pack, pack_integers, unpack
+from iotsplit.tensors.parts import Part, sizes
+from iotsplit_device.batches import Batches, MicroBatch
+
+Key = tuple[int, int]
+"""Step and micro-batch."""
+
+
+class DeviceWork:
+    """What a device computes; knows nothing of the bus.
+
+    Args:
+        part: the device's layers, frozen, with LoRA injected.
+        batches: the device's tokenized data.
+        settings: the fleet's settings.
+    """
+
+    def __init__(self, part: Part, batches: Batches, settings: TrainingSettings) -> None:
+        self.part = part
+        self.batches = batches
+        self.settings = settings
+        self._parameters = adapters.parameters(part)
+        self._optimizer = adapters.make_optimizer(self._parameters, settings)
+        self._boundary = Boundary()
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Numbers of frozen and of trainable parameters."""
+        return sizes(self.part)
+
+    def load(self, adapter: bytes) -> None:
+        """Take over an adapter version; the optimizer starts anew."""
+        shapes = {name: tuple(value.shape) for name, value in self._parameters.items()}
+        for name, value in adapters.from_bytes(adapter, shapes).items():
+            self._parameters[name].data.copy_(value)
+        self._optimizer = adapters.make_optimizer(self._parameters, self.settings)
+        self._boundary.drop_all()
+
+    def forward(self, key: Key, batch: MicroBatch, *, step_tokens: int, steps: int) -> Activation:
+        """Run a micro-batch through the part; its graph stays open until the gradient comes."""
+        hidden = self.part(batch.ids, batch.mask)  # (batch, time, width)
+        return self._activation(self._boundary.open(key, None, hidden), batch, step_tokens, steps)
+
+    def infer(self, batch: MicroBatch, *, steps: int) -> Activation:
+        """Run held-out data through the part, without a graph."""
+        with torch.no_grad():
+            hidden = self.part(batch.ids, batch.mask)  # (batch, time, width)
+        return self._activation(hidden, batch, batch.tokens, steps)
+
+    def unpack_gradient(self, content: Gradient, batch: MicroBatch) -> torch.Tensor:
+        """The gradient by the micro-batch's hidden states, checked."""
+        return self._unpack(content.gradient, batch)
+
+    def backward(self, key: Key, gradient: torch.Tensor) -> None:
+        """Take the gradient that came down, and add up the LoRA gradients."""
+        self._boundary.close(key, gradient)
+
+    def tail(self, content: TailHidden, batch: MicroBatch, *, step_tokens: int) -> TailGradient:
+        """Norm, head and loss on the device: the gradient that goes up, and the loss as a number."""
+        hidden = self._unpack(content.hidden, batch).requires_grad_()
+        loss_sum, tokens = self.part.loss(hidden, batch.labels)
+        (gradient,) = torch.autograd.grad(loss_sum / step_tokens, hidden)
+        return TailGradient(
+            gradient=pack(gradient, self.settings.codec), loss_sum=float(loss_sum.detach()), tokens=tokens
+        )
+
+    def score(self, content: TailHidden, batch: MicroBatch) -> Score:
+        """Score held-out data on the device."""
+        loss_sum, tokens, exact, sequences = self.part.score(self._unpack(content.hidden, batch), batch.labels)
+        return Score(loss_sum=loss_sum, tokens=tokens, exact=exact, sequences=sequences)
+
+    def step(self) -> None:
+        """One optimizer step with the gradients added up since the last."""
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def adapter(self) -> bytes:
+        """The part's LoRA parameters as they are."""
+        tensors: Mapping[str, torch.Tensor] = self._parameters
+        return adapters.to_bytes({name: value.detach() for name, value in tensors.items()})
+
+    def _activation(self, hidden: torch.Tensor, batch: MicroBatch, step_tokens: int, steps: int) -> Activation:
+        to_cloud = self.settings.labels is Labels.CLOUD
+        return Activation(
+            hidden=pack(hidden, self.settings.codec),
+            mask=pack_integers(batch.mask.to(torch.uint8)),
+            labels=pack_integers(batch.labels.to(torch.int32)) if to_cloud else None,
+            step_tokens=step_tokens,
+            steps=steps,
+        )
+
+    def _unpack(self, packed: PackedTensor, batch: MicroBatch) -> torch.Tensor:
+        shape = (*batch.ids.shape, self.part.width)
+        return unpack(packed, shape=shape, codec=self.settings.codec)

@@ -1,0 +1,65 @@
+"""``iotsplit edge``: the agent between devices and cloud."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from iotsplit import __version__
+from iotsplit.messages import Birth
+from iotsplit.options import AgentOptions, parse
+from iotsplit.plan import PartPlan, Tier, cut_model
+from iotsplit.runtime import serve
+from iotsplit.runtime.runner import with_incarnation
+from iotsplit.settings import TrainingSettings
+from iotsplit.tensors import adapters
+from iotsplit.tensors.models import ModelInfo, describe, resolve
+from iotsplit.tensors.parts import Part, load_part
+from iotsplit.topics import check_agent_id
+from iotsplit_edge.role import EdgeRole
+from iotsplit_edge.work import EdgeWork
+
+EXAMPLES = (
+    "iotsplit edge --id edge-1 --broker mqtt://broker.local:1883",
+    "iotsplit edge --config edge.toml",
+)
+
+
+def main(words: Sequence[str]) -> int:
+    """Run an edge until a signal ends it."""
+    options = parse(AgentOptions, words, name="iotsplit edge", examples=EXAMPLES)
+    serve.start_logging(options.log_level)
+    torch.set_num_threads(options.threads)
+    directory = resolve(options.model, serve.cache_directory())
+    info = describe(directory)
+    birth = with_incarnation(
+        Birth(
+            agent=check_agent_id(options.id or "edge"),
+            role=Tier.EDGE,
+            online=True,
+            incarnation=0,
+            version=__version__,
+            pid=os.getpid(),
+            model=info.fingerprint,
+            part="all" if info.part is None else str(info.part),
+            threads=options.threads,
+        )
+    )
+    return serve.serve(EdgeRole(birth=birth, load=make_loader(directory, info)), options)
+
+
+def make_loader(directory: Path, info: ModelInfo) -> Callable[[TrainingSettings, bytes], EdgeWork]:
+    """What makes a session's work ready; all sessions share the frozen part of the settings last seen."""
+    made: dict[tuple[PartPlan, object], Part] = {}
+
+    def load(settings: TrainingSettings, adapter: bytes) -> EdgeWork:
+        plan = cut_model(info.layers, settings.cut, settings.labels)[Tier.EDGE]
+        key = (plan, (settings.rank, settings.alpha, settings.target_modules))
+        if key not in made:
+            made.clear()
+            made[key] = load_part(directory, plan)
+            adapters.inject(made[key], settings)
+        return EdgeWork(made[key], settings, adapter)
+
+    return load

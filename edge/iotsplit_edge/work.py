@@ -1,0 +1,94 @@
+"""The tensor side of an edge: one frozen part, and LoRA parameters with their optimizer for each session."""
+
+from collections.abc import Mapping
+
+import torch
+
+from iotsplit.errors import TensorRefusedError
+from iotsplit.messages import Activation, Gradient, PackedTensor
+from iotsplit.settings import TrainingSettings
+from iotsplit.tensors import adapters
+from iotsplit.tensors.boundary import Boundary
+from iotsplit.tensors.compression import pack, unpack, unpack_integers
+from iotsplit.tensors.parts import Part, sizes
+
+Key = tuple[int, int]
+"""Step and micro-batch."""
+
+
+class EdgeWork:
+    """What an edge computes for one session; sessions share the frozen part.
+
+    Args:
+        part: the edge's layers with LoRA injected; its LoRA parameters are swapped for the session's.
+        settings: the fleet's settings.
+        adapter: the edge's section of the adapter version to start from.
+    """
+
+    def __init__(self, part: Part, settings: TrainingSettings, adapter: bytes) -> None:
+        self._part = part
+        self._settings = settings
+        shapes = {name: tuple(value.shape) for name, value in adapters.parameters(part).items()}
+        self._parameters = adapters.fresh(adapters.from_bytes(adapter, shapes))
+        self._optimizer = adapters.make_optimizer(self._parameters, settings)
+        self._boundary = Boundary()
+        self._shapes: dict[Key, tuple[int, ...]] = {}
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Numbers of frozen and, for one session, trainable parameters."""
+        return sizes(self._part)
+
+    def forward(self, key: Key, content: Activation, *, training: bool) -> Activation:
+        """Run hidden states through the part; when training, the graph stays open for the gradient."""
+        shape = self._check(content)
+        hidden = self._unpack(content.hidden, shape)  # (batch, time, width)
+        mask = unpack_integers(content.mask, shape[:2])
+        adapters.attach(self._part, self._parameters)
+        with torch.set_grad_enabled(training):
+            out: torch.Tensor = self._part(hidden.requires_grad_(training), mask)
+        if training:
+            self._shapes[key] = shape
+            out = self._boundary.open(key, hidden, out)
+        return Activation(
+            hidden=pack(out, self._settings.codec),
+            mask=content.mask,
+            labels=content.labels,
+            step_tokens=content.step_tokens,
+            steps=content.steps,
+        )
+
+    def unpack_gradient(self, key: Key, content: Gradient) -> torch.Tensor:
+        """The gradient by what went up at `key`, checked."""
+        return self._unpack(content.gradient, self._shapes[key])
+
+    def backward(self, key: Key, gradient: torch.Tensor) -> Gradient:
+        """Take a gradient from above, add up the session's LoRA gradients, and give the one below."""
+        del self._shapes[key]
+        below = self._boundary.close(key, gradient)
+        assert below is not None  # noqa: S101 - an edge's inputs always carry a gradient
+        return Gradient(gradient=pack(below, self._settings.codec))
+
+    def step(self) -> None:
+        """One step of the session's optimizer."""
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def adapter(self) -> bytes:
+        """The session's LoRA parameters as they are."""
+        tensors: Mapping[str, torch.Tensor] = self._parameters
+        return adapters.to_bytes({name: value.detach() for name, value in tensors.items()})
+
+    def _check(self, content: Activation) -> tuple[int, ...]:
+        # The sender says how long its sequences are; never more than what was agreed.
+        shape = content.hidden.shape
+        limits = (self._settings.batch_size, self._settings.sequence_length, self._part.width)
+        fits = len(shape) == len(limits) and all(
+            0 < size <= most for size, most in zip(shape, limits, strict=True)
+        )
+        if not fits or shape[2] != self._part.width:
+            raise TensorRefusedError(f"hidden states of shape {shape}, at most {limits} expected")
+        return shape
+
+    def _unpack(self, packed: PackedTensor, shape: tuple[int, ...]) -> torch.Tensor:
+        return unpack(packed, shape=shape, codec=self._settings.codec)

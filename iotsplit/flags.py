@@ -1,0 +1,205 @@
+"""A dataclass as flags: its fields are the options, its ``Args:`` section is their help."""
+
+import inspect
+import re
+import sys
+import typing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from difflib import get_close_matches
+from typing import Annotated, Any
+
+import cyclopts
+from cyclopts import App, Group, Parameter
+
+from iotsplit.errors import UsageError
+
+SHORT_FLAGS = {"verbose": "-v", "output": "-o"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaf:
+    """One option: a field that is not itself a dataclass."""
+
+    name: str
+    kind: Any
+    default: Any
+    help: str
+    group: str
+
+    @property
+    def flag(self) -> str:
+        """As written on the command line."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether it takes no value."""
+        return self.kind is bool
+
+    @property
+    def items(self) -> tuple[Any, ...]:
+        """Types of a comma list's items; empty if this is no comma list."""
+        return typing.get_args(self.kind) if typing.get_origin(self.kind) is tuple else ()
+
+
+def suggest(word: str, known: Sequence[str]) -> str:
+    """` (did you mean X?)` for a typo, or nothing."""
+    close = get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def leaves_of(spec: Any) -> Iterator[Leaf]:
+    """The options of a dataclass: its own first, then those of its bases and of nested dataclasses."""
+    kinds = typing.get_type_hints(spec)
+    helps = _argument_help(spec)
+    own_first = sorted(fields(spec), key=lambda each: spec.__mro__.index(_owner(spec, each.name)))
+    for field in own_first:
+        if is_dataclass(kinds[field.name]):
+            yield from leaves_of(kinds[field.name])
+            continue
+        made = field.default_factory
+        yield Leaf(
+            name=field.name,
+            kind=kinds[field.name],
+            default=field.default if made is MISSING else made(),
+            help=helps.get(field.name, ""),
+            group=_first_line(_owner(spec, field.name)),
+        )
+
+
+def about(spec: type) -> str:
+    """A class's docstring before its ``Args:``."""
+    return (inspect.getdoc(spec) or spec.__name__).partition("\n\nArgs:")[0]
+
+
+def _first_line(spec: type) -> str:
+    return about(spec).splitlines()[0].rstrip(".")
+
+
+def _owner(spec: type, name: str) -> type:
+    """The class in which a field was first written."""
+    return [base for base in spec.__mro__ if name in inspect.get_annotations(base)][-1]
+
+
+def _argument_help(spec: type) -> dict[str, str]:
+    """The ``Args:`` entries of a class and its bases."""
+    helps: dict[str, str] = {}
+    for base in reversed(spec.__mro__):
+        _, _, section = inspect.cleandoc(base.__doc__ or "").partition("\nArgs:\n")
+        section = re.split(r"\n(?=\S)", section)[0]
+        for entry in re.split(r"\n(?= {4}\w+:)", "\n" + section):
+            name, colon, text = entry.strip().partition(":")
+            if colon:
+                helps[name] = " ".join(text.split()).replace("`", "")
+    return helps
+
+
+def _app(leaves: Iterable[Leaf], about: str, name: str) -> App:
+    def command(**_given: Any) -> None:
+        """Stand in for the command: only its signature matters."""
+
+    leaves = list(leaves)
+    titles = dict.fromkeys(leaf.group for leaf in leaves)
+    groups = {title: Group(title, sort_key=place) for place, title in enumerate(titles)}
+    parameters = [_parameter(leaf, groups[leaf.group]) for leaf in leaves]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by inspect
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    return App(
+        name=name,
+        help=about,
+        help_format="plaintext",
+        version_flags=[],
+        help_flags=[],
+        default_command=command,
+    )
+
+
+def _parameter(leaf: Leaf, group: Group) -> inspect.Parameter:
+    names = [leaf.flag] + ([SHORT_FLAGS[leaf.name]] if leaf.name in SHORT_FLAGS else [])
+    required = leaf.default is MISSING
+    note = Parameter(
+        name=names,
+        help=leaf.help + (" [required]" if required else ""),
+        group=group,
+        negative="",
+        required=False,
+        show_default=_shown_default(leaf),
+        converter=_comma_list(leaf) if leaf.items else None,
+        n_tokens=1 if leaf.items else None,
+        metavar="LIST" if leaf.items else None,
+    )
+    return inspect.Parameter(
+        leaf.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None if required else leaf.default,
+        annotation=Annotated[leaf.kind, note],
+    )
+
+
+def _shown_default(leaf: Leaf) -> bool | Callable[[Any], str]:
+    if leaf.is_switch or leaf.default in (None, MISSING, ""):
+        return False
+    if leaf.items:
+        return lambda value: ",".join(str(item) for item in value)
+    return True
+
+
+def _comma_list(leaf: Leaf) -> Callable[[Any, Sequence[Any]], tuple[Any, ...]]:
+    def convert(_kind: Any, tokens: Sequence[Any]) -> tuple[Any, ...]:
+        words = [word.strip() for word in tokens[0].value.split(",") if word.strip()]
+        kinds = leaf.items
+        if kinds[-1] is Ellipsis:
+            kinds = (kinds[0],) * len(words)
+        if len(words) != len(kinds):
+            raise ValueError(f"wants {len(kinds)} values with commas between them")
+        return tuple(kind(word) for kind, word in zip(kinds, words, strict=True))
+
+    return convert
+
+
+class Reader:
+    """Reads words with one command's parser; its errors become ours.
+
+    Args:
+        leaves: the command's options.
+        about: what the command does.
+        name: the command as the user writes it, such as ``iotsplit run``.
+    """
+
+    def __init__(self, leaves: Iterable[Leaf], *, about: str, name: str) -> None:
+        self._app = _app(leaves, about, name)
+        self._name = name
+
+    def print_help(self, examples: Sequence[str]) -> None:
+        """Print examples, usage and options, in this order."""
+        if examples:
+            sys.stdout.write("\n  ".join(["Examples:", *examples]) + "\n\n")
+            sys.stdout.flush()
+        self._app.help_print([])
+
+    def read(self, words: Sequence[str], *, where: str) -> dict[str, Any]:
+        """Values of the options in ``words``; ``where`` says where they stood, for errors."""
+        try:
+            _, bound, _ = self._app.parse_args(list(words), print_error=False, exit_on_error=False)
+        except cyclopts.UnusedCliTokensError as error:
+            extra = " ".join(error.unused_tokens or ())
+            raise UsageError(f"unexpected {extra!r}{where}", fix=f"see {self._name} --help") from None
+        except cyclopts.CycloptsError as error:
+            told = " ".join(str(error).split()).rstrip(".")
+            raise UsageError(f"{told}{where}", fix=f"see {self._name} --help") from None
+        return dict(bound.arguments)
+
+    def convert(self, leaf: Leaf, text: str, *, where: str) -> Any:
+        """One option's value from text that did not stand on the command line."""
+        if leaf.is_switch:
+            return _switch(leaf, text, where)
+        return self.read([f"{leaf.flag}={text}"], where=where)[leaf.name]
+
+
+def _switch(leaf: Leaf, text: str, where: str) -> bool:
+    meaning = {"1": True, "true": True, "yes": True, "on": True}
+    meaning |= {"0": False, "false": False, "no": False, "off": False, "": False}
+    if text.lower() not in meaning:
+        raise UsageError(f"{leaf.name} {text!r}{where} is neither yes nor no", fix="write true or false")
+    return meaning[text.lower()]

@@ -1,0 +1,193 @@
+"""Runs one role for real: one loop for link, clock and disk, one worker thread for the role's work."""
+
+import contextlib
+import queue
+import resource
+import sys
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+import structlog
+
+from iotsplit.agent import Agent
+from iotsplit.errors import RefusedError
+from iotsplit.messages import Birth, Command, Message
+from iotsplit.packet import Packet
+from iotsplit.role import Output
+from iotsplit.runtime import clock
+from iotsplit.runtime.link import Link, LinkChange
+
+HEARTBEAT_S = 5.0
+MAX_INBOX_PACKETS = 20_000
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    outputs: Sequence[Output]
+    error: BaseException | None = None
+
+
+class _Stop:
+    """Ends the loop."""
+
+
+class Runner:
+    """The only place where an agent meets threads, time and the network.
+
+    The loop thread owns link, mailbox and sink. The worker thread only runs the role, one call at a
+    time, so a slow tensor step never holds up a heartbeat, and roles need no locks.
+
+    Args:
+        agent: the role with its mailbox.
+        link: the connection to the bus.
+    """
+
+    def __init__(self, agent: Agent, link: Link) -> None:
+        self._agent = agent
+        self._link = link
+        self._inbox: queue.SimpleQueue[Packet | LinkChange | _Done | Message | _Stop] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Message | float | None] = queue.SimpleQueue()
+        self._letters: deque[Message] = deque()
+        self._working = False
+        self._stopping = False
+        self._heartbeat_at = 0.0
+
+    def post(self, message: Message) -> None:
+        """Give the role a message from this machine; any thread may call it."""
+        self._inbox.put(message)
+
+    def stop(self) -> None:
+        """End the loop soon; any thread and signal handlers may call it."""
+        self._inbox.put(_Stop())
+
+    def run(self) -> None:
+        """Run until the role has finished or `stop` is called.
+
+        Raises:
+            UserError: the broker refuses, or the role finds something that a person has to mend.
+        """
+        worker = threading.Thread(target=self._work, name="role", daemon=True)
+        worker.start()
+        self._link.open(self._deliver, last_will=self._agent.last_will)
+        problem = ""
+        try:
+            self._say(self._agent.birth(renew=True))
+            self._loop()
+        except Exception as error:
+            problem = str(error) or type(error).__name__
+            raise
+        finally:
+            self._jobs.put(None)
+            with contextlib.suppress(OSError):
+                self._say(self._agent.farewell(problem))
+                self._link.close()
+
+    def _deliver(self, event: Packet | LinkChange) -> None:
+        # Nothing relies on delivery: what is dropped here is asked for again.
+        if isinstance(event, LinkChange) or self._inbox.qsize() < MAX_INBOX_PACKETS:
+            self._inbox.put(event)
+
+    def _loop(self) -> None:
+        self._link.subscribe(self._filters())
+        while not self._stopping:
+            now = clock.now()
+            if now >= self._heartbeat_at:
+                self._heartbeat_at = now + HEARTBEAT_S
+                self._say(self._agent.heartbeat(peak_rss_bytes()))
+            self._give_work(now)
+            with contextlib.suppress(queue.Empty):
+                self._take(self._inbox.get(timeout=max(0.0, self._wait_s(clock.now()))))
+
+    def _wait_s(self, now: float) -> float:
+        until_heartbeat = self._heartbeat_at - now
+        if self._working:
+            return until_heartbeat
+        return min(until_heartbeat, self._agent.role.next_tick(now) - now)
+
+    def _give_work(self, now: float) -> None:
+        if self._working:
+            return
+        if self._letters:
+            self._working = True
+            self._jobs.put(self._letters.popleft())
+        elif self._agent.role.next_tick(now) <= now:
+            self._working = True
+            self._jobs.put(now)
+
+    def _take(self, event: Packet | LinkChange | _Done | Message | _Stop) -> None:
+        match event:
+            case Packet():
+                message = self._agent.decode(event)
+                if isinstance(message, Birth) and message.agent == self._agent.role.agent:
+                    self._check_namesake(message, live=not event.retain)
+                if message is not None:
+                    self._letters.append(message)
+            case LinkChange(up=True):
+                log.info("broker is back")
+                self._say(self._agent.birth(renew=True))
+            case LinkChange():
+                log.warning("broker is away", reason=event.reason)
+            case _Done():
+                self._finish(event)
+            case _Stop():
+                self._stopping = True
+            case _:
+                self._letters.append(event)
+
+    def _finish(self, done: _Done) -> None:
+        self._working = False
+        if done.error is not None:
+            raise done.error
+        self._say(self._agent.encode(done.outputs))
+        self._say(self._agent.birth())
+        self._link.subscribe(self._filters())
+        if self._agent.role.finished and not self._letters:
+            self._stopping = True
+
+    def _filters(self) -> frozenset[str]:
+        own = self._agent.last_will.topic
+        return self._agent.filters | {own}
+
+    def _check_namesake(self, birth: Birth, *, live: bool) -> None:
+        if live and birth.online and birth.incarnation > self._agent.role.birth.incarnation:
+            raise RefusedError(
+                f"another agent named {birth.agent} has joined this fleet (process {birth.pid})",
+                fix="give each agent an --id of its own",
+            )
+
+    def _say(self, packets: Sequence[Packet]) -> None:
+        for packet in packets:
+            self._link.publish(packet)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                outputs = (
+                    self._agent.role.tick(job)
+                    if isinstance(job, float)
+                    else self._agent.handle(job, clock.now())
+                )
+                self._inbox.put(_Done(outputs))
+            except BaseException as error:  # noqa: BLE001 - raised again by the loop
+                self._inbox.put(_Done((), error))
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def with_incarnation(birth: Birth) -> Birth:
+    """The birth of this start: later than any before it on this machine."""
+    return msgspec.structs.replace(birth, incarnation=clock.wall_ns() // 1_000_000)
+
+
+def due_command() -> Command:
+    """What the round clock says to the cloud."""
+    return Command(id="clock", verb="due")
