@@ -13,6 +13,7 @@ from typing import Any
 
 from iotsplit.errors import UsageError
 from iotsplit.plan import PartPlan
+from iotsplit.tensors.conversion import write_float32
 from iotsplit.tensors.weights import TensorEntry, Weights
 
 BUNDLED_MODEL = "smollm2"
@@ -191,6 +192,8 @@ def _directory(path: Path, cache: Path, *, name: str = "") -> Path:
         files = sorted(path.glob(pattern))
         if files:
             source = files[0] if pattern == "*.gguf" else path
+            if source is path:
+                read_config(path)
             return _convert(source, cache, name=name or path.resolve().name, sample=files[0])
     raise UsageError(
         f"{path} holds no model weights",
@@ -218,13 +221,13 @@ def _convert(source: Path, cache: Path, *, name: str, sample: Path | None = None
     cache.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache))
     try:
-        _write_float32(source, draft)
+        write_float32(source, draft)
         draft.chmod(0o755)
-        draft.replace(target)
-    except OSError:
-        # Another process may have put the same model there first; a full disk has not.
-        if not target.is_dir():
-            raise
+        try:
+            draft.replace(target)
+        except OSError:
+            if not target.is_dir():  # else another process has put the same model there
+                raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return target
@@ -238,42 +241,3 @@ def _digest(file: Path) -> str:
         stream.seek(max(0, size - _SAMPLE_BYTES), os.SEEK_SET)
         last = stream.read()
     return hashlib.sha256(str(size).encode() + first + last).hexdigest()[:8]
-
-
-def _write_float32(source: Path, target: Path) -> None:
-    import torch  # noqa: PLC0415 - a cached model needs none of these
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415 - as above
-    from transformers.utils import logging  # noqa: PLC0415 - as above
-
-    progress: Any = logging  # untyped
-    progress.disable_progress_bar()
-
-    options: dict[str, Any] = {}
-    directory = source
-    if source.is_file():
-        _need_gguf()
-        options["gguf_file"] = source.name
-        directory = source.parent
-    else:
-        read_config(directory)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, **options)
-        tokenizer = AutoTokenizer.from_pretrained(directory, **options)
-    except (ValueError, KeyError, EOFError, NotImplementedError) as error:
-        raise UsageError(
-            f"{source} cannot be read as a language model: {error}".splitlines()[0],
-            fix="name a decoder-only language model that transformers reads",
-        ) from None
-    # What is saved is plain float32: loading must not look for a quantizer.
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    for flag in ("hf_quantizer", "is_quantized"):
-        if hasattr(model, flag):
-            setattr(model, flag, None)
-    model.save_pretrained(target, safe_serialization=True)
-    tokenizer.save_pretrained(target)
-
-
-def _need_gguf() -> None:
-    if importlib.util.find_spec("gguf") is None or importlib.util.find_spec("accelerate") is None:
-        raise UsageError("reading a .gguf file needs the gguf extra", fix="pip install 'iotsplit[gguf]'")

@@ -160,6 +160,12 @@ def load_part(directory: Path, plan: PartPlan) -> Part:
     return part
 
 
+def sizes(part: nn.Module) -> tuple[int, int]:
+    """Numbers of frozen and of trainable parameters."""
+    frozen = sum(each.numel() for each in part.parameters() if not each.requires_grad)
+    return frozen, sum(each.numel() for each in part.parameters() if each.requires_grad)
+
+
 def split(directory: Path, cut: tuple[int, int], labels: Labels, output: Path) -> dict[Tier, Path]:
     """Write a model's three parts as directories `device`, `edge` and `cloud` of `output`.
 

