@@ -1,0 +1,52 @@
+"""The same training on one machine, by PEFT alone: what the fleet has to equal."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from iotsplit.settings import TrainingSettings
+from iotsplit.tensors import adapters
+from iotsplit_device.batches import Batches, MicroBatch
+
+
+class Monolith:
+    """A PEFT model that starts from the fleet's version 0."""
+
+    def __init__(self, model: Path, settings: TrainingSettings) -> None:
+        config = adapters.peft_config(model, settings, base=str(model)) | {"inference_mode": False}
+        base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        self.model = get_peft_model(base, LoraConfig(**config))
+        self.model.eval()
+        names = {n.replace(".default", ""): p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.parameters = dict(sorted(names.items()))
+        first = adapters.initial(model, settings)
+        assert set(first) == set(self.parameters)
+        for name, parameter in self.parameters.items():
+            parameter.data.copy_(first[name])
+        self._settings = settings
+        self._optimizer = adapters.make_optimizer(self.parameters, settings)
+
+    def loss_sum(self, batch: MicroBatch) -> torch.Tensor:
+        logits = self.model(input_ids=batch.ids, attention_mask=batch.mask).logits
+        return torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), batch.labels.flatten(), ignore_index=-100, reduction="sum"
+        )
+
+    def step(self, batches: Sequence[MicroBatch]) -> None:
+        """One optimizer step on the mean over all loss tokens."""
+        tokens = sum(batch.tokens for batch in batches)
+        for batch in batches:
+            torch.autograd.backward(self.loss_sum(batch) / tokens)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def train(self, data: Sequence[Batches]) -> dict[str, torch.Tensor]:
+        """All rounds and steps, each step on the union of the devices' batches."""
+        s = self._settings
+        for round_ in range(1, s.rounds + 1):
+            for step in range(s.local_steps):
+                self.step([m for each in data for m in each.step(round_, step, local_steps=s.local_steps)])
+        return {name: value.detach() for name, value in self.parameters.items()}

@@ -1,0 +1,94 @@
+"""The fleet computes what one machine computes."""
+
+import pytest
+import torch
+
+from iotsplit.plan import Labels
+from iotsplit.settings import Codec, Optimizer, TrainingSettings
+from tests.flows.monolith import Monolith
+from tests.support import Fleet, sequences
+
+pytestmark = pytest.mark.slow
+
+
+def settings(**changes) -> TrainingSettings:
+    plain = {
+        "rounds": 1,
+        "local_steps": 4,
+        "batch_size": 3,
+        "micro_batches": 1,
+        "sequence_length": 16,
+        "cut": (1, 3),
+        "codec": Codec.FP32,
+        "rank": 2,
+        "alpha": 4.0,
+        "learning_rate": 1e-2,
+        "target_modules": ("q_proj", "v_proj", "down_proj"),
+    }
+    return TrainingSettings(**(plain | changes))
+
+
+def difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+
+
+def moved(fleet: Fleet) -> float:
+    return difference(fleet.adapter(), fleet.versions[0].tensors())
+
+
+@pytest.mark.parametrize("labels", Labels)
+@pytest.mark.parametrize("micro_batches", [1, 3])
+@pytest.mark.parametrize("optimizer", Optimizer)
+def test_one_device_trains_as_peft_does(model, labels, micro_batches, optimizer):
+    s = settings(labels=labels, micro_batches=micro_batches, optimizer=optimizer)
+    data = sequences("a", 9)
+    fleet = Fleet(model, s, {"a": data})
+    fleet.run()
+    alone = Monolith(model, s).train([fleet.batches("a", data)])
+    assert difference(fleet.adapter(), alone) <= 1e-5
+    assert moved(fleet) > 1e-3
+
+
+@pytest.mark.parametrize("labels", Labels)
+def test_several_rounds_of_sgd_are_one_long_training(model, labels):
+    s = settings(labels=labels, rounds=3, local_steps=2, optimizer=Optimizer.SGD, micro_batches=3)
+    data = sequences("a", 9)
+    fleet = Fleet(model, s, {"a": data})
+    fleet.run()
+    alone = Monolith(model, s).train([fleet.batches("a", data)])
+    assert difference(fleet.adapter(), alone) <= 1e-5
+    assert moved(fleet) > 1e-3
+
+
+@pytest.mark.parametrize("labels", Labels)
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_one_sgd_step_of_many_is_one_step_on_the_union(model, labels, micro_batches):
+    s = settings(
+        labels=labels, micro_batches=micro_batches, optimizer=Optimizer.SGD, local_steps=1, learning_rate=0.5
+    )
+    data = {"a": sequences("a", 4), "b": sequences("b", 7, longest=6), "c": sequences("c", 5)}
+    fleet = Fleet(model, s, data, edges=2)
+    fleet.run()
+    union = Monolith(model, s).train([fleet.batches(name, each) for name, each in data.items()])
+    assert difference(fleet.adapter(), union) <= 1e-6
+    assert moved(fleet) > 1e-3
+
+
+def test_evaluation_reports_the_loss_of_the_whole_model(model):
+    s = settings(micro_batches=3)
+    data = sequences("a", 9)
+    fleet = Fleet(model, s, {"a": data})
+    fleet.run()
+    alone = Monolith(model, s)
+    held_out = fleet.batches("a", data).evaluation()
+
+    def loss() -> float:
+        with torch.no_grad():
+            return float(sum(alone.loss_sum(m) for m in held_out)) / sum(m.tokens for m in held_out)
+
+    scores = fleet.report.eval
+    assert scores["before"]["loss"] == pytest.approx(loss(), abs=1e-5)
+    alone.train([fleet.batches("a", data)])
+    assert scores["after"]["loss"] == pytest.approx(loss(), abs=1e-5)
+    assert scores["devices"]["a"]["after"] == scores["after"]
