@@ -1,7 +1,6 @@
 """Tiny random models of four architectures, saved once, and a padded batch."""
 
 import importlib.util
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,7 @@ from transformers import (
 )
 
 from iotsplit.tensors.models import resolve
-
-LAYERS = 6
-VOCABULARY = 97
-WIDTH = 32
-CUT = (2, 4)
+from tests.unit.tensors.tiny import LAYERS, VOCABULARY, WIDTH, Batch, TinyModel
 
 _COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -58,19 +53,6 @@ def _config(architecture: str) -> PreTrainedConfig:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class TinyModel:
-    """A saved random model and which modules its LoRA goes to."""
-
-    architecture: str
-    directory: Path
-    targets: tuple[str, ...]
-
-    def load(self) -> Any:
-        auto: Any = AutoModelForCausalLM
-        return auto.from_pretrained(self.directory).eval()
-
-
 def _randomise(model: torch.nn.Module) -> None:
     """Weights far from a fresh model's, norms and biases too: nothing is 0 or 1 by accident."""
     generator = torch.Generator().manual_seed(3)
@@ -80,7 +62,7 @@ def _randomise(model: torch.nn.Module) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_models(tmp_path_factory) -> dict[str, TinyModel]:
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TinyModel]:
     models = {}
     auto: Any = AutoModelForCausalLM
     for architecture in ("llama", "qwen3", "gemma3_text", "gpt2"):
@@ -95,23 +77,13 @@ def tiny_models(tmp_path_factory) -> dict[str, TinyModel]:
 
 
 @pytest.fixture(params=["llama", "qwen3", "gemma3_text", "gpt2"])
-def tiny(request, tiny_models) -> TinyModel:
-    model: TinyModel = tiny_models[request.param]
-    return model
+def tiny(request: pytest.FixtureRequest, tiny_models: dict[str, TinyModel]) -> TinyModel:
+    return tiny_models[str(request.param)]
 
 
 @pytest.fixture
-def llama(tiny_models) -> TinyModel:
+def llama(tiny_models: dict[str, TinyModel]) -> TinyModel:
     return tiny_models["llama"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Token ids, mask and next-token labels, each (batch, time), padded on the right."""
-
-    ids: torch.Tensor
-    mask: torch.Tensor
-    labels: torch.Tensor
 
 
 @pytest.fixture

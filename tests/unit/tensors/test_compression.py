@@ -17,7 +17,7 @@ SHAPES = st.lists(st.integers(0, 5), max_size=4).map(tuple)
 
 
 @st.composite
-def tensors(draw, largest=2.0**100):
+def tensors(draw: st.DrawFn, largest: float = 2.0**100) -> torch.Tensor:
     shape = draw(SHAPES)
     values = st.floats(-largest, largest, width=32)
     count = math.prod(shape)
@@ -26,26 +26,26 @@ def tensors(draw, largest=2.0**100):
     )
 
 
-def _around(tensor, codec):
+def _around(tensor: torch.Tensor, codec: Codec) -> torch.Tensor:
     return unpack(pack(tensor, codec), shape=tuple(tensor.shape), codec=codec)
 
 
-def test_every_codec_has_a_scheme():
+def test_every_codec_has_a_scheme() -> None:
     assert set(compression.SCHEMES) == set(Codec)
 
 
 @given(tensors(largest=2.0**127))
-def test_fp32_is_exact(tensor):
+def test_fp32_is_exact(tensor: torch.Tensor) -> None:
     assert torch.equal(_around(tensor, Codec.FP32), tensor)
 
 
 @given(tensors())
-def test_bf16_is_torchs_rounding(tensor):
+def test_bf16_is_torchs_rounding(tensor: torch.Tensor) -> None:
     assert torch.equal(_around(tensor, Codec.BF16), tensor.to(torch.bfloat16).to(torch.float32))
 
 
 @given(tensors())
-def test_int8_is_off_by_half_a_scale_at_most(tensor):
+def test_int8_is_off_by_half_a_scale_at_most(tensor: torch.Tensor) -> None:
     back = _around(tensor, Codec.INT8)
     if tensor.numel():
         largest = tensor.abs().amax(dim=-1, keepdim=True) if tensor.ndim else tensor.abs()
@@ -55,26 +55,26 @@ def test_int8_is_off_by_half_a_scale_at_most(tensor):
 
 
 @given(tensors(), st.sampled_from(Codec))
-def test_packing_twice_gives_the_same_bytes_of_the_announced_size(tensor, codec):
+def test_packing_twice_gives_the_same_bytes_of_the_announced_size(tensor: torch.Tensor, codec: Codec) -> None:
     first, second = pack(tensor, codec), pack(tensor.clone(), codec)
     assert first == second
     assert first.shape == tuple(tensor.shape)
 
 
 @given(tensors(largest=100), st.sampled_from(Codec))
-def test_a_tensor_that_is_not_contiguous_packs_as_its_copy(tensor, codec):
+def test_a_tensor_that_is_not_contiguous_packs_as_its_copy(tensor: torch.Tensor, codec: Codec) -> None:
     turned = tensor.transpose(0, -1) if tensor.ndim > 1 else tensor
     assert pack(turned, codec) == pack(turned.contiguous(), codec)
 
 
-def test_the_int8_layout_is_scales_then_rows():
+def test_the_int8_layout_is_scales_then_rows() -> None:
     packed = pack(torch.tensor([[127.0, -1.5, 0.5], [0.0, 0.0, 0.0]]), Codec.INT8)
     assert packed.scheme == "int8"
     # 1.0 and 0.0 as little-endian float32; halves are rounded to the even neighbour.
     assert packed.data == b"\x00\x00\x80\x3f" + bytes(4) + bytes([127, 254, 0]) + bytes(3)
 
 
-def test_bf16_and_fp32_are_little_endian():
+def test_bf16_and_fp32_are_little_endian() -> None:
     one = torch.tensor([1.0])
     assert pack(one, Codec.FP32).data == b"\x00\x00\x80\x3f"
     assert pack(one, Codec.BF16).data == b"\x80\x3f"
@@ -82,12 +82,12 @@ def test_bf16_and_fp32_are_little_endian():
 
 @pytest.mark.parametrize("codec", Codec)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_values_that_are_not_finite_are_not_packed(codec, value):
+def test_values_that_are_not_finite_are_not_packed(codec: Codec, value: float) -> None:
     with pytest.raises(NotFiniteError):
         pack(torch.tensor([[1.0, value]]), codec)
 
 
-def test_a_value_too_large_for_bf16_is_not_packed():
+def test_a_value_too_large_for_bf16_is_not_packed() -> None:
     with pytest.raises(NotFiniteError):
         pack(torch.tensor([3.4e38]), Codec.BF16)
 
@@ -102,14 +102,14 @@ def test_a_value_too_large_for_bf16_is_not_packed():
         (Codec.INT8, b"\xff\xff\x7f\x7f\x7f"),
     ],
 )
-def test_values_that_are_not_finite_are_not_unpacked(codec, data):
+def test_values_that_are_not_finite_are_not_unpacked(codec: Codec, data: bytes) -> None:
     packed = PackedTensor(scheme=codec.value, shape=(1, 1), data=data)
     with pytest.raises(NotFiniteError):
         unpack(packed, shape=(1, 1), codec=codec)
 
 
 @pytest.mark.parametrize("codec", Codec)
-def test_another_scheme_shape_or_length_is_refused(codec):
+def test_another_scheme_shape_or_length_is_refused(codec: Codec) -> None:
     packed = pack(torch.ones(2, 3), codec)
     other = next(name for name in Codec if name is not codec)
     for wrong in (
@@ -126,7 +126,7 @@ def test_another_scheme_shape_or_length_is_refused(codec):
 
 
 @given(st.binary(max_size=40), st.sampled_from(Codec))
-def test_any_bytes_are_a_finite_tensor_or_refused(data, codec):
+def test_any_bytes_are_a_finite_tensor_or_refused(data: bytes, codec: Codec) -> None:
     packed = PackedTensor(scheme=codec.value, shape=(2, 4), data=data)
     try:
         values = unpack(packed, shape=(2, 4), codec=codec)
@@ -136,14 +136,14 @@ def test_any_bytes_are_a_finite_tensor_or_refused(data, codec):
 
 
 @given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=6, max_size=6))
-def test_ids_and_labels_are_exact(values):
+def test_ids_and_labels_are_exact(values: list[int]) -> None:
     tensor = torch.tensor(values).reshape(2, 3)
     assert torch.equal(unpack_integers(pack_integers(tensor), (2, 3)), tensor)
 
 
 @settings(max_examples=20)
 @given(st.lists(st.booleans(), min_size=6, max_size=6))
-def test_a_mask_takes_a_byte_for_each_position(values):
+def test_a_mask_takes_a_byte_for_each_position(values: list[int]) -> None:
     tensor = torch.tensor(values).reshape(2, 3)
     packed = pack_integers(tensor)
     assert (packed.scheme, len(packed.data)) == ("u8", 6)
@@ -152,23 +152,23 @@ def test_a_mask_takes_a_byte_for_each_position(values):
     assert torch.equal(back, tensor.to(torch.int64))
 
 
-def test_integers_are_little_endian_int32():
+def test_integers_are_little_endian_int32() -> None:
     assert pack_integers(torch.tensor([-100, 258])).data == b"\x9c\xff\xff\xff\x02\x01\x00\x00"
 
 
-def test_no_integers_are_no_bytes():
+def test_no_integers_are_no_bytes() -> None:
     packed = pack_integers(torch.zeros(0, 3, dtype=torch.int64))
     assert packed.data == b""
     assert unpack_integers(packed, (0, 3)).shape == (0, 3)
 
 
 @pytest.mark.parametrize("value", [2**31, -(2**31) - 1])
-def test_integers_beyond_32_bits_are_refused(value):
+def test_integers_beyond_32_bits_are_refused(value: float) -> None:
     with pytest.raises(TensorRefusedError):
         pack_integers(torch.tensor([value]))
 
 
-def test_integers_of_another_scheme_shape_or_length_are_refused():
+def test_integers_of_another_scheme_shape_or_length_are_refused() -> None:
     for scheme, shape, data in (
         ("fp32", (2,), bytes(8)),
         ("i32", (3,), bytes(8)),
@@ -179,7 +179,7 @@ def test_integers_of_another_scheme_shape_or_length_are_refused():
             unpack_integers(PackedTensor(scheme=scheme, shape=shape, data=data), (2,))
 
 
-def test_what_is_unpacked_can_be_written_to():
+def test_what_is_unpacked_can_be_written_to() -> None:
     for codec in Codec:
         values = _around(torch.ones(2, 3), codec)
         values += 1

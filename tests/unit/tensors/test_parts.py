@@ -1,6 +1,8 @@
 """The three parts compute what the whole model computes."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,29 +11,31 @@ from safetensors.torch import load_file, save_file
 from iotsplit.errors import MismatchError, UsageError
 from iotsplit.plan import Labels, PartPlan, Tier, cut_model
 from iotsplit.tensors.models import describe
-from iotsplit.tensors.parts import load_part, split
+from iotsplit.tensors.parts import Part, load_part, split
+from tests.unit.tensors.tiny import CUT, LAYERS, WIDTH, Batch, TinyModel
 
-LAYERS, WIDTH, CUT = 6, 32, (2, 4)
+Parts = dict[Tier, Part]
 
 
-def _parts(directory, labels):
+def _parts(directory: Path, labels: Labels) -> Parts:
     return {tier: load_part(directory, plan) for tier, plan in cut_model(LAYERS, CUT, labels).items()}
 
 
-def _hidden(parts, batch):
-    hidden = batch.ids
+def _hidden(parts: Parts, batch: Batch) -> torch.Tensor:
+    hidden: torch.Tensor = batch.ids
     with torch.no_grad():
         for part in parts.values():
             hidden = part(hidden, batch.mask)
     return hidden
 
 
-def _headed(parts, labels):
+def _headed(parts: Parts, labels: Labels) -> Part:
     return parts[Tier.CLOUD if labels is Labels.CLOUD else Tier.DEVICE]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", Labels)
-def test_parts_give_the_logits_of_the_whole_model(tiny, batch, labels):
+def test_parts_give_the_logits_of_the_whole_model(tiny: TinyModel, batch: Batch, labels: Labels) -> None:
     parts = _parts(tiny.directory, labels)
     hidden = _hidden(parts, batch)
     counted = batch.mask.bool()
@@ -41,8 +45,11 @@ def test_parts_give_the_logits_of_the_whole_model(tiny, batch, labels):
     assert (logits - expected).abs().max() <= 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", Labels)
-def test_loss_and_its_gradient_are_those_of_the_whole_logits(tiny, batch, labels):
+def test_loss_and_its_gradient_are_those_of_the_whole_logits(
+    tiny: TinyModel, batch: Batch, labels: Labels
+) -> None:
     part = _headed(_parts(tiny.directory, labels), labels)
     hidden = torch.randn(3, 11, WIDTH, generator=torch.Generator().manual_seed(2))
     ours, whole = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
@@ -53,10 +60,14 @@ def test_loss_and_its_gradient_are_those_of_the_whole_logits(tiny, batch, labels
     torch.autograd.backward(expected)
     assert tokens == int((batch.labels != -100).sum())
     assert abs(loss.item() / tokens - expected.item()) <= 1e-6
+    assert ours.grad is not None
+    assert whole.grad is not None
     assert (ours.grad - whole.grad).abs().max() <= 1e-6
 
 
-def test_the_loss_does_not_depend_on_how_many_positions_are_taken_at_once(llama, batch, monkeypatch):
+def test_the_loss_does_not_depend_on_how_many_positions_are_taken_at_once(
+    llama: TinyModel, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     part = _headed(_parts(llama.directory, Labels.CLOUD), Labels.CLOUD)
     hidden = torch.randn(3, 11, WIDTH)
     results = []
@@ -65,14 +76,15 @@ def test_the_loss_does_not_depend_on_how_many_positions_are_taken_at_once(llama,
         leaf = hidden.clone().requires_grad_()
         loss, _ = part.loss(leaf, batch.labels)
         torch.autograd.backward(loss)
+        assert leaf.grad is not None
         results.append((loss.item(), leaf.grad, part.score(leaf, batch.labels)[0]))
-    for loss, gradient, scored in results:
-        assert loss == pytest.approx(results[0][0], abs=1e-5)
+    for summed, gradient, scored in results:
+        assert summed == pytest.approx(results[0][0], abs=1e-5)
         assert scored == pytest.approx(results[0][0], abs=1e-5)
         assert (gradient - results[0][1]).abs().max() <= 1e-6
 
 
-def test_a_batch_without_labels_has_no_loss_and_no_gradient(llama):
+def test_a_batch_without_labels_has_no_loss_and_no_gradient(llama: TinyModel) -> None:
     part = load_part(llama.directory, PartPlan(first=4, end=6, head=True))
     hidden = torch.randn(1, 4, WIDTH, requires_grad=True)
     loss, tokens = part.loss(hidden, torch.full((1, 4), -100))
@@ -83,7 +95,7 @@ def test_a_batch_without_labels_has_no_loss_and_no_gradient(llama):
     assert part.score(hidden, torch.full((1, 4), -100)) == (0.0, 0, 0, 0)
 
 
-def test_a_sequence_counts_as_exact_only_if_every_label_is_the_most_probable(llama):
+def test_a_sequence_counts_as_exact_only_if_every_label_is_the_most_probable(llama: TinyModel) -> None:
     part = load_part(llama.directory, PartPlan(first=4, end=6, head=True))
     hidden = torch.randn(3, 4, WIDTH)
     with torch.no_grad():
@@ -96,19 +108,20 @@ def test_a_sequence_counts_as_exact_only_if_every_label_is_the_most_probable(lla
     assert loss_sum > 0
 
 
-def test_a_part_without_head_refuses_a_loss(llama):
+def test_a_part_without_head_refuses_a_loss(llama: TinyModel) -> None:
     part = load_part(llama.directory, PartPlan(first=2, end=4))
     with pytest.raises(UsageError):
         part.loss(torch.randn(1, 2, WIDTH), torch.zeros(1, 2, dtype=torch.int64))
 
 
-def test_a_part_holds_its_own_tensors_only(tiny):
+def test_a_part_holds_its_own_tensors_only(tiny: TinyModel) -> None:
     edge = load_part(tiny.directory, PartPlan(first=2, end=4))
     layer = sum(parameter.numel() for parameter in edge.layers[0].parameters())
     assert sum(parameter.numel() for parameter in edge.parameters()) == 2 * layer
 
 
-def test_nothing_of_a_part_is_left_without_values_or_trainable(tiny):
+@pytest.mark.slow
+def test_nothing_of_a_part_is_left_without_values_or_trainable(tiny: TinyModel) -> None:
     for labels in Labels:
         for part in _parts(tiny.directory, labels).values():
             assert not part.training
@@ -117,13 +130,14 @@ def test_nothing_of_a_part_is_left_without_values_or_trainable(tiny):
                 assert not tensor.requires_grad
 
 
-def test_tied_embeddings_are_one_tensor_where_both_are_owned(llama):
+def test_tied_embeddings_are_one_tensor_where_both_are_owned(llama: TinyModel) -> None:
     part = load_part(llama.directory, PartPlan(first=0, end=2, embedding=True, head=True))
     tables = [parameter for parameter in part.parameters() if parameter.shape == (97, WIDTH)]
     assert len(tables) == 1
 
 
-def test_written_parts_load_and_compute_the_same(tiny, batch, tmp_path):
+@pytest.mark.slow
+def test_written_parts_load_and_compute_the_same(tiny: TinyModel, batch: Batch, tmp_path: Path) -> None:
     for labels in Labels:
         directories = split(tiny.directory, CUT, labels, tmp_path / labels)
         plans = cut_model(LAYERS, CUT, labels)
@@ -136,7 +150,7 @@ def test_written_parts_load_and_compute_the_same(tiny, batch, tmp_path):
         )
 
 
-def test_a_written_part_describes_the_whole_model_and_itself(tiny, tmp_path):
+def test_a_written_part_describes_the_whole_model_and_itself(tiny: TinyModel, tmp_path: Path) -> None:
     whole = describe(tiny.directory)
     directories = split(tiny.directory, CUT, Labels.CLOUD, tmp_path)
     for tier, plan in cut_model(LAYERS, CUT, Labels.CLOUD).items():
@@ -145,7 +159,7 @@ def test_a_written_part_describes_the_whole_model_and_itself(tiny, tmp_path):
         assert info.part == plan
 
 
-def test_each_tensor_is_written_to_the_parts_that_own_it(llama, tmp_path):
+def test_each_tensor_is_written_to_the_parts_that_own_it(llama: TinyModel, tmp_path: Path) -> None:
     directories = split(llama.directory, CUT, Labels.CLOUD, tmp_path)
     names = {tier: set(load_file(path / "model.safetensors")) for tier, path in directories.items()}
     everything = set(load_file(llama.directory / "model.safetensors"))
@@ -155,7 +169,9 @@ def test_each_tensor_is_written_to_the_parts_that_own_it(llama, tmp_path):
     assert not names[Tier.EDGE] & (names[Tier.DEVICE] | names[Tier.CLOUD])
 
 
-def test_a_part_directory_says_which_layers_it_has_when_others_are_asked_for(llama, tmp_path):
+def test_a_part_directory_says_which_layers_it_has_when_others_are_asked_for(
+    llama: TinyModel, tmp_path: Path
+) -> None:
     directories = split(llama.directory, CUT, Labels.CLOUD, tmp_path)
     with pytest.raises(MismatchError, match="holds layers 2-3, but 2-4 is wanted"):
         load_part(directories[Tier.EDGE], PartPlan(first=2, end=5))
@@ -163,7 +179,7 @@ def test_a_part_directory_says_which_layers_it_has_when_others_are_asked_for(lla
         load_part(directories[Tier.EDGE], PartPlan(first=2, end=4, embedding=True))
 
 
-def test_split_overwrites_nothing_and_splits_no_part(llama, tmp_path):
+def test_split_overwrites_nothing_and_splits_no_part(llama: TinyModel, tmp_path: Path) -> None:
     directories = split(llama.directory, CUT, Labels.CLOUD, tmp_path)
     with pytest.raises(UsageError, match="exists"):
         split(llama.directory, CUT, Labels.CLOUD, tmp_path)
@@ -171,7 +187,7 @@ def test_split_overwrites_nothing_and_splits_no_part(llama, tmp_path):
         split(directories[Tier.EDGE], CUT, Labels.CLOUD, tmp_path / "again")
 
 
-def test_a_checkpoint_of_the_bare_decoder_loads_too(tiny_models, tmp_path):
+def test_a_checkpoint_of_the_bare_decoder_loads_too(tiny_models: dict[str, TinyModel], tmp_path: Path) -> None:
     gpt2 = tiny_models["gpt2"]
     tensors = load_file(gpt2.directory / "model.safetensors")
     bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
@@ -183,7 +199,7 @@ def test_a_checkpoint_of_the_bare_decoder_loads_too(tiny_models, tmp_path):
     assert torch.equal(load_part(tmp_path, plan)(ids, mask), load_part(gpt2.directory, plan)(ids, mask))
 
 
-def test_sharded_checkpoints_load(llama, tmp_path):
+def test_sharded_checkpoints_load(llama: TinyModel, tmp_path: Path) -> None:
     llama.load().save_pretrained(tmp_path, max_shard_size="40KB")
     assert (tmp_path / "model.safetensors.index.json").is_file()
     plan = PartPlan(first=1, end=4)
@@ -191,7 +207,7 @@ def test_sharded_checkpoints_load(llama, tmp_path):
     assert torch.equal(load_part(tmp_path, plan)(hidden, mask), load_part(llama.directory, plan)(hidden, mask))
 
 
-def test_a_missing_tensor_is_named(llama, tmp_path):
+def test_a_missing_tensor_is_named(llama: TinyModel, tmp_path: Path) -> None:
     tensors = load_file(llama.directory / "model.safetensors")
     del tensors["model.layers.3.mlp.up_proj.weight"]
     save_file(tensors, tmp_path / "model.safetensors")
@@ -200,7 +216,9 @@ def test_a_missing_tensor_is_named(llama, tmp_path):
         load_part(tmp_path, PartPlan(first=2, end=4))
 
 
-def test_a_tensor_of_another_shape_than_the_configuration_says_is_named(llama, tmp_path):
+def test_a_tensor_of_another_shape_than_the_configuration_says_is_named(
+    llama: TinyModel, tmp_path: Path
+) -> None:
     config = json.loads((llama.directory / "config.json").read_text())
     config["intermediate_size"] = 40
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -209,7 +227,7 @@ def test_a_tensor_of_another_shape_than_the_configuration_says_is_named(llama, t
         load_part(tmp_path, PartPlan(first=2, end=4))
 
 
-def test_an_architecture_that_scales_embeddings_on_its_way_is_refused(tmp_path):
+def test_an_architecture_that_scales_embeddings_on_its_way_is_refused(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, GraniteConfig  # noqa: PLC0415 - only here
 
     config = GraniteConfig(
@@ -220,6 +238,7 @@ def test_an_architecture_that_scales_embeddings_on_its_way_is_refused(tmp_path):
         num_attention_heads=4,
         embedding_multiplier=2.0,
     )
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    auto: Any = AutoModelForCausalLM
+    auto.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(UsageError, match="embeddings"):
         load_part(tmp_path, PartPlan(first=1, end=2))

@@ -1,5 +1,6 @@
 """The promises of the parts at the size of a real model."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.slow
 TEXT = ["The pump on line three stopped at noon because its bearing", "All sensors are well."]
 
 
-def _batch(directory):
+def _batch(directory: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     tokenizer: Any = AutoTokenizer.from_pretrained(directory)
     encoded = tokenizer(TEXT, return_tensors="pt", padding=True, padding_side="right")
     ids, mask = encoded["input_ids"], encoded["attention_mask"]
@@ -28,7 +29,7 @@ def _batch(directory):
     return ids, mask, labels
 
 
-def test_a_step_of_the_split_model_is_the_step_of_peft(smollm2, tmp_path):
+def test_a_step_of_the_split_model_is_the_step_of_peft(smollm2: Path, tmp_path: Path) -> None:
     settings = TrainingSettings()
     tensors = adapters.initial(smollm2, settings)
     adapters.export(tmp_path / "adapter", tensors, adapters.peft_config(smollm2, settings))
@@ -41,7 +42,8 @@ def test_a_step_of_the_split_model_is_the_step_of_peft(smollm2, tmp_path):
     torch.autograd.backward(expected)
     reference = {name.replace(".default", ""): value for name, value in whole.named_parameters()}
 
-    boundary, hidden, own = Boundary(), ids, {}
+    boundary, own = Boundary(), {}
+    hidden: torch.Tensor = ids
     parts = {tier: load_part(smollm2, plan) for tier, plan in cut_model(30, settings.cut, Labels.CLOUD).items()}
     for tier, part in parts.items():
         adapters.inject(part, settings)
@@ -57,14 +59,27 @@ def test_a_step_of_the_split_model_is_the_step_of_peft(smollm2, tmp_path):
         assert gradient is not None
         gradient = boundary.close((tier,), gradient)
 
-    assert abs(loss.item() / tokens - expected.item()) <= 1e-6
+    # The head's matrix product rounds differently for another number of rows: relative, not 1e-6.
+    assert loss.item() / tokens == pytest.approx(expected.item(), rel=1e-6)
     for parameters in own.values():
         for name, parameter in parameters.items():
             assert parameter.grad is not None
             assert (parameter.grad - reference[name].grad).abs().max() <= 1e-6, name
 
 
-def test_completions_show_what_an_adapter_changes(smollm2, tmp_path):
+def test_hidden_states_are_those_of_the_whole_model_to_the_bit(smollm2: Path) -> None:
+    ids, mask, _ = _batch(smollm2)
+    whole: Any = AutoModelForCausalLM.from_pretrained(smollm2)
+    hidden: torch.Tensor = ids
+    with torch.no_grad():
+        for plan in cut_model(30, (4, 15), Labels.CLOUD).values():
+            hidden = load_part(smollm2, plan)(hidden, mask)
+        whole.model.norm = torch.nn.Identity()
+        expected = whole.model(input_ids=ids, attention_mask=mask).last_hidden_state
+    assert torch.equal(hidden, expected)
+
+
+def test_completions_show_what_an_adapter_changes(smollm2: Path, tmp_path: Path) -> None:
     settings = TrainingSettings()
     tensors = adapters.initial(smollm2, settings)
     config = adapters.peft_config(smollm2, settings)
