@@ -57,7 +57,7 @@ def address_of(options: AgentOptions) -> BrokerAddress:
     return BrokerAddress.parse(
         options.broker,
         user=options.user,
-        password_file=options.password_file,
+        password=options.password(),
         ca_file=options.ca_file,
     )
 
