@@ -129,12 +129,10 @@ def parse(
     return _build(spec, given)
 
 
-def without_options(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment for a child process whose options are all on its command line."""
+def unset_options(environment: Mapping[str, str]) -> dict[str, str]:
+    """What to add to a child's environment so that its options come from its command line alone."""
     return {
-        key: value
-        for key, value in environment.items()
-        if not key.startswith(ENVIRONMENT_PREFIX) or key in SECRETS_AND_PLACES
+        key: "" for key in environment if key.startswith(ENVIRONMENT_PREFIX) and key not in SECRETS_AND_PLACES
     }
 
 
@@ -143,7 +141,7 @@ def _add_environment(
 ) -> None:
     for leaf in leaves.values():
         key = ENVIRONMENT_PREFIX + leaf.name.upper()
-        if leaf.name not in given and key in environment:
+        if leaf.name not in given and environment.get(key):  # empty is unset, as elsewhere
             given[leaf.name] = reader.convert(leaf, environment[key], where=f" (from {key})")
 
 

@@ -10,6 +10,9 @@ import pytest
 from iotsplit import cli
 from iotsplit.errors import MismatchError
 
+Put = Callable[[object], None]
+Capture = pytest.CaptureFixture[str]
+
 
 class Point:
     """An entry point that leads to a function of the test."""
@@ -24,7 +27,7 @@ class Point:
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[object], None]:
+def command(monkeypatch: pytest.MonkeyPatch) -> Put:
     def put(function: object) -> None:
         monkeypatch.setattr(cli, "_commands", lambda: {"trial": Point(function)})
 
@@ -38,13 +41,13 @@ def raising(error: BaseException) -> Callable[[list[str]], int]:
     return run
 
 
-def test_the_other_words_go_to_the_command(command: Callable[[object], None]) -> None:
+def test_the_other_words_go_to_the_command(command: Put) -> None:
     command(lambda words: 7 if words == ["a", "--help"] else 0)
     assert cli.main(["trial", "a", "--help"]) == 7
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
-def test_help_shows_examples_before_commands(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_examples_before_commands(words: list[str], capsys: Capture) -> None:
     assert cli.main(words) == 0
     shown = capsys.readouterr().out
     assert 0 < shown.index("Examples:") < shown.index("Commands:") < shown.index("  run ")
@@ -54,22 +57,18 @@ def test_every_command_has_a_summary() -> None:
     assert set(cli._commands()) == set(cli.SUMMARIES)
 
 
-def test_a_typo_is_answered_with_the_command_meant(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_typo_is_answered_with_the_command_meant(capsys: Capture) -> None:
     assert cli.main(["devise"]) == 2
     assert "did you mean iotsplit device?" in capsys.readouterr().err
 
 
-def test_a_user_error_is_one_line_with_its_exit_code(
-    command: Callable[[object], None], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_user_error_is_one_line_with_its_exit_code(command: Put, capsys: Capture) -> None:
     command(raising(MismatchError("cut differs", fix="use 4,15")))
     assert cli.main(["trial"]) == 6
     assert capsys.readouterr().err == "iotsplit: error: cut differs; use 4,15\n"
 
 
-def test_with_json_an_error_is_an_object(
-    command: Callable[[object], None], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_with_json_an_error_is_an_object(command: Put, capsys: Capture) -> None:
     command(raising(MismatchError("cut differs", fix="use 4,15")))
     cli.main(["trial", "--json"])
     told = capsys.readouterr()
@@ -77,9 +76,7 @@ def test_with_json_an_error_is_an_object(
     assert told.out == ""
 
 
-def test_an_unexpected_error_is_one_line_unless_asked(
-    command: Callable[[object], None], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unexpected_error_is_one_line_unless_asked(command: Put, capsys: Capture) -> None:
     command(raising(ValueError("a\nb")))
     assert cli.main(["trial"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
@@ -87,19 +84,17 @@ def test_an_unexpected_error_is_one_line_unless_asked(
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_an_interrupt_ends_with_130(command: Callable[[object], None]) -> None:
+def test_an_interrupt_ends_with_130(command: Put) -> None:
     command(raising(KeyboardInterrupt()))
     assert cli.main(["trial"]) == 130
 
 
-def test_an_exit_keeps_its_code(command: Callable[[object], None]) -> None:
+def test_an_exit_keeps_its_code(command: Put) -> None:
     command(raising(SystemExit(0)))
     assert cli.main(["trial"]) == 0
 
 
-def test_a_package_that_is_not_installed_is_named_with_its_extra(
-    command: Callable[[object], None], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_package_that_is_not_installed_is_named_with_its_extra(command: Put, capsys: Capture) -> None:
     command(ModuleNotFoundError("No module named 'torch'", name="torch"))
     assert cli.main(["trial"]) == 2
     assert "pip install 'iotsplit[demo]'" in capsys.readouterr().err

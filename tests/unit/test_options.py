@@ -8,7 +8,7 @@ import pytest
 
 from iotsplit.errors import UsageError
 from iotsplit.flags import leaves_of
-from iotsplit.options import AgentOptions, CommonOptions, parse, without_options
+from iotsplit.options import AgentOptions, CommonOptions, parse, unset_options
 from iotsplit.plan import Labels
 from iotsplit.settings import Codec, TrainingSettings
 
@@ -204,5 +204,7 @@ def test_a_password_file_that_is_not_there_is_told() -> None:
 
 
 def test_children_do_not_inherit_options_but_secrets() -> None:
-    env = {"IOTSPLIT_ROUNDS": "3", "IOTSPLIT_PASSWORD": "x", "PATH": "/bin"}
-    assert without_options(env) == {"IOTSPLIT_PASSWORD": "x", "PATH": "/bin"}
+    env = {"IOTSPLIT_ROUNDS": "3", "IOTSPLIT_CONFIG": "x.toml", "IOTSPLIT_PASSWORD": "x", "PATH": "/bin"}
+    inherited = env | unset_options(env)
+    assert inherited["IOTSPLIT_PASSWORD"] == "x"
+    assert read(env=inherited) == read()
