@@ -92,5 +92,5 @@ def _shares(adapters: Sequence[Adapter], weights: Sequence[float]) -> list[float
 def _weighted_sum(tensors: Sequence[torch.Tensor], shares: Sequence[float]) -> torch.Tensor:
     total = torch.zeros_like(tensors[0], dtype=torch.float64)
     for tensor, share in zip(tensors, shares, strict=True):
-        total.add_(tensor.to(torch.float64), alpha=share)
+        total.add_(tensor, alpha=share)
     return total

@@ -183,6 +183,16 @@ def test_all_linear_is_what_peft_calls_all_linear(tiny: TinyModel, tmp_path: Pat
     assert list(adapters.shapes(tiny.directory, _settings((adapters.ALL_LINEAR,)))) == sorted(saved)
 
 
+@pytest.mark.parametrize("optimizer", Optimizer)
+def test_optimizers_have_no_weight_decay_and_the_rate_of_the_settings(optimizer: Optimizer) -> None:
+    own = adapters.fresh({"b": torch.ones(2), "a": torch.zeros(1)})
+    made = adapters.make_optimizer(own, _settings(optimizer=optimizer))
+    (group,) = made.param_groups
+    assert isinstance(made, torch.optim.AdamW if optimizer is Optimizer.ADAMW else torch.optim.SGD)
+    assert (group["lr"], group["weight_decay"]) == (1e-2, 0)
+    assert [id(value) for value in group["params"]] == [id(own["a"]), id(own["b"])]
+
+
 def test_version_0_depends_on_seed_and_name_only_and_changes_nothing(llama: TinyModel) -> None:
     first = adapters.initial(llama.directory, _settings())
     wider = adapters.initial(llama.directory, _settings((adapters.ALL_LINEAR,)))

@@ -113,6 +113,13 @@ def test_flexlora_signs_do_not_depend_on_those_of_its_factors() -> None:
     assert all(torch.allclose(first[name], second[name], atol=1e-5) for name in first)
 
 
+def test_flexlora_makes_the_largest_entry_of_each_row_of_a_positive() -> None:
+    for seed_weight in (1.0, 2.0, 3.0):
+        rows = flexlora(_adapters(3), [1, seed_weight, 3])[A]
+        largest = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True))
+        assert (largest > 0).all()
+
+
 def test_flexlora_fills_up_a_layer_narrower_than_the_rank() -> None:
     adapters = _adapters(2, inputs=3, outputs=5)
     merged = flexlora(adapters, [1, 1])

@@ -81,6 +81,22 @@ def test_two_processes_may_convert_the_same_model_at_once(
     assert [path.name for path in cache.iterdir()] == [converted.name]
 
 
+@pytest.mark.parametrize("place", [0, -1])
+def test_files_that_differ_at_one_end_have_places_of_their_own(
+    llama: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    def write(_: Path, target: Path) -> None:
+        shutil.copytree(llama.directory, target, dirs_exist_ok=True)
+
+    monkeypatch.setattr(models, "write_float32", write)
+    data = bytearray(3 << 20)
+    (tmp_path / "m.gguf").write_bytes(data)
+    first = resolve(str(tmp_path / "m.gguf"), tmp_path / "cache")
+    data[place] = 1
+    (tmp_path / "m.gguf").write_bytes(data)
+    assert resolve(str(tmp_path / "m.gguf"), tmp_path / "cache") != first
+
+
 def test_a_conversion_that_fails_leaves_nothing(llama: TinyModel, tmp_path: Path) -> None:
     source = tmp_path / "broken.gguf"
     source.write_bytes(b"not a model")
@@ -169,6 +185,14 @@ def test_a_description_counts_what_torch_counts(tiny: TinyModel) -> None:
     model = tiny.load()
     assert info.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert (info.layers, info.hidden_size, info.vocabulary, info.part) == (6, 32, 97, None)
+
+
+def test_tied_weights_count_once_even_if_they_are_stored_twice(llama: TinyModel, tmp_path: Path) -> None:
+    twice = _copy(llama, tmp_path / "twice")
+    tensors = load_file(twice / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, twice / "model.safetensors")
+    assert describe(twice).parameters == describe(llama.directory).parameters
 
 
 def test_the_fingerprint_does_not_depend_on_how_the_model_is_stored(llama: TinyModel, tmp_path: Path) -> None:

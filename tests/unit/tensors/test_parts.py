@@ -1,17 +1,19 @@
 """The three parts compute what the whole model computes."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, BloomConfig, GraniteConfig
 
 from iotsplit.errors import MismatchError, UsageError
 from iotsplit.plan import Labels, PartPlan, Tier, cut_model
 from iotsplit.tensors.models import describe
-from iotsplit.tensors.parts import Part, load_part, split
+from iotsplit.tensors.parts import Part, load_part, sizes, split
 from tests.unit.tensors.tiny import CUT, LAYERS, WIDTH, Batch, TinyModel
 
 Parts = dict[Tier, Part]
@@ -179,6 +181,36 @@ def test_a_part_directory_says_which_layers_it_has_when_others_are_asked_for(
         load_part(directories[Tier.EDGE], PartPlan(first=2, end=4, embedding=True))
 
 
+def test_only_the_part_with_the_embedding_gets_the_tokenizer(llama: TinyModel, tmp_path: Path) -> None:
+    shutil.copytree(llama.directory, tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").write_text("{}")
+    directories = split(tmp_path / "model", CUT, Labels.CLOUD, tmp_path / "parts")
+    assert (directories[Tier.DEVICE] / "tokenizer.json").is_file()
+    assert not (directories[Tier.EDGE] / "tokenizer.json").exists()
+    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == [
+        "cloud",
+        "device",
+        "edge",
+    ]
+
+
+def test_sizes_tell_frozen_from_trainable_parameters(llama: TinyModel) -> None:
+    part = load_part(llama.directory, PartPlan(first=2, end=4))
+    frozen, trainable = sizes(part)
+    assert (frozen, trainable) == (sum(each.numel() for each in part.parameters()), 0)
+    next(part.parameters()).requires_grad_()
+    assert sum(sizes(part)) == frozen
+    assert sizes(part)[1] > 0
+
+
+def test_an_architecture_with_parameters_of_no_known_place_is_refused(tmp_path: Path) -> None:
+    config = BloomConfig(vocab_size=97, hidden_size=WIDTH, n_layer=3, n_head=4)
+    auto: Any = AutoModelForCausalLM
+    auto.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="word_embeddings_layernorm"):
+        load_part(tmp_path, PartPlan(first=1, end=2))
+
+
 def test_split_overwrites_nothing_and_splits_no_part(llama: TinyModel, tmp_path: Path) -> None:
     directories = split(llama.directory, CUT, Labels.CLOUD, tmp_path)
     with pytest.raises(UsageError, match="exists"):
@@ -228,8 +260,6 @@ def test_a_tensor_of_another_shape_than_the_configuration_says_is_named(
 
 
 def test_an_architecture_that_scales_embeddings_on_its_way_is_refused(tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM, GraniteConfig  # noqa: PLC0415 - only here
-
     config = GraniteConfig(
         vocab_size=97,
         hidden_size=WIDTH,
