@@ -1,126 +1,68 @@
-"""The link over MQTT: paho-mqtt behind the contract of `link`, the only module that knows it.
+"""A link over a real MQTT broker."""
 
-Small QoS 1 messages take 88 ms a round trip with Nagle's algorithm and delayed acknowledgements on both
-ends; with TCP_NODELAY here and TCP_QUICKACK renewed after every read it is half a millisecond.
-"""
-
-import contextlib
-import os
-import socket
-import ssl
+import random
 import threading
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
-import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
-from paho.mqtt.reasoncodes import ReasonCode
+import structlog
 
-from iotsplit.errors import BrokerUnreachableError, RefusedError, UsageError
+from iotsplit.errors import UserError
 from iotsplit.packet import Packet
+from iotsplit.runtime import clock
+from iotsplit.runtime.address import BrokerAddress
+from iotsplit.runtime.connection import Connection, Events
 from iotsplit.runtime.link import Deliver, LinkChange
+from iotsplit.runtime.outbox import Outbox
 
-PORTS = {"mqtt": 1883, "mqtts": 8883}
-CONNECT_S = 10.0
-KEEPALIVE_S = 15
-MAX_WAITING_BYTES = 16 << 20
-MAX_BLOCK_S = 30.0
-FILTERS_PER_SUBSCRIBE = 8  # AWS IoT takes no more
-CLOSE_S = 10.0
-QUEUED = (MQTTErrorCode.MQTT_ERR_SUCCESS, MQTTErrorCode.MQTT_ERR_NO_CONN)
+__all__ = ["BrokerAddress", "MqttLink"]
 
+WINDOW = 100
+LIMIT_BYTES = 8 * 1024 * 1024
+PATIENCE_S = 10.0
+FLUSH_S = 10.0
+FIRST_RETRY_S = 0.25
+LAST_RETRY_S = 30.0
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BrokerAddress:
-    """Where a broker is, and how one gets in."""
-
-    host: str
-    port: int
-    tls: bool = False
-    user: str | None = None
-    password: str | None = None
-    ca_file: Path | None = None
-
-    def __str__(self) -> str:
-        return f"mqtt{'s' if self.tls else ''}://{self.host}:{self.port}"
-
-    @classmethod
-    def parse(
-        cls,
-        url: str,
-        *,
-        user: str | None = None,
-        password: str | None = None,
-        ca_file: Path | None = None,
-    ) -> "BrokerAddress":
-        """Read ``mqtt://HOST[:PORT]`` or ``mqtts://…``.
-
-        Raises:
-            UsageError: not such an address, or a file that is not there.
-        """
-        parts = urlsplit(url if "://" in url else f"mqtt://{url}")
-        try:
-            port = parts.port
-        except ValueError:
-            port = -1
-        if parts.scheme not in PORTS or not parts.hostname or port == -1 or parts.path not in ("", "/"):
-            raise UsageError(
-                f"broker address {url!r} cannot be used", fix="write mqtt://HOST:PORT or mqtts://HOST:PORT"
-            )
-        if parts.password is not None:
-            raise UsageError(
-                "a password in the broker's address can be read by every user of this machine",
-                fix="put it into a file (--password-file) or into IOTSPLIT_PASSWORD",
-            )
-        if ca_file is not None and not ca_file.is_file():
-            raise UsageError(f"CA file {ca_file} does not exist", fix="name the broker's CA with --ca-file")
-        return cls(
-            host=parts.hostname,
-            port=port or PORTS[parts.scheme],
-            tls=parts.scheme == "mqtts" or ca_file is not None,
-            user=user or parts.username,
-            password=password,
-            ca_file=ca_file,
-        )
+log = structlog.get_logger()
 
 
 class MqttLink:
-    """One MQTT 3.1.1 client; see `link.Link` for what it promises.
+    """One client of an MQTT 3.1.1 broker that comes back by itself.
+
+    While the broker is away, QoS 0 packets are dropped and QoS 1 packets wait within `limit_bytes`
+    (see `Outbox`); `publish` does not block then, for nobody could say until when.
 
     Args:
-        address: the broker.
-        client_id: at most 23 characters, new connections of the same id end the older one.
-        window: most messages on their way to the broker at once.
+        address: the broker's.
+        client_id: unique at the broker: of two with the same id it throws out the earlier.
+        window: QoS 1 packets under way before the first is acknowledged.
+        limit_bytes: payload that may wait for acknowledgement before `publish` blocks.
+        first_retry_s: wait before the first attempt to come back; doubles with each.
     """
 
-    def __init__(self, address: BrokerAddress, client_id: str, *, window: int = 100) -> None:
+    def __init__(
+        self,
+        address: BrokerAddress,
+        client_id: str,
+        *,
+        window: int = WINDOW,
+        limit_bytes: int = LIMIT_BYTES,
+        first_retry_s: float = FIRST_RETRY_S,
+    ) -> None:
         self._address = address
-        self._filters: frozenset[str] = frozenset()
-        self._connected = threading.Event()
-        self._answered = threading.Event()
-        self._refusal: ReasonCode | None = None
-        self._room = threading.Condition()
-        self._waiting: dict[int, int] = {}  # bytes of each message that is not acknowledged
-        self._waiting_bytes = 0
-        self._acknowledged: set[int] = set()
-        self._closing = False
-        self._was_up = False
+        self._client_id = client_id
+        self._window = window
+        self._first_retry_s = first_retry_s
+        self._last_will: Packet | None = None
         self._deliver: Deliver = lambda _: None
-        client = paho.Client(CallbackAPIVersion.VERSION2, client_id, protocol=paho.MQTTv311)
-        client.max_inflight_messages_set(window)
-        client.max_queued_messages_set(0)  # bounded here, in bytes
-        client.reconnect_delay_set(1, 30)
-        client.suppress_exceptions = False
-        client.on_socket_open = self._on_socket_open
-        client.on_connect = self._on_connect
-        client.on_disconnect = self._on_disconnect
-        client.on_message = self._on_message
-        client.on_publish = self._on_publish
-        if address.user is not None:
-            client.username_pw_set(address.user, address.password)
-        self._client = client
+        self._filters: frozenset[str] = frozenset()
+        self._outbox = Outbox(limit_bytes)
+        self._connection: Connection | None = None
+        self._closing = threading.Event()
+        self._keeper: threading.Thread | None = None
+        # Held while something is handed to paho, so that order holds across threads. Never wait for room
+        # with it, and never call paho with `_changed`: paho's thread takes its own locks before ours.
+        self._handing_over = threading.RLock()
+        self._changed = threading.Condition()
 
     def open(self, deliver: Deliver, *, last_will: Packet | None) -> None:
         """Connect once; return when the broker accepted.
@@ -128,151 +70,134 @@ class MqttLink:
         Raises:
             BrokerUnreachableError: nobody answers there.
             RefusedError: credentials, TLS or access rules.
+            UsageError: the certificate authority's file cannot be used.
         """
         self._deliver = deliver
-        if last_will is not None:
-            self._client.will_set(
-                last_will.topic, last_will.payload, qos=last_will.qos, retain=last_will.retain
-            )
-        try:
-            if self._address.tls:
-                self._client.tls_set_context(self._tls())
-            self._client.connect(self._address.host, self._address.port, keepalive=KEEPALIVE_S)
-        except ssl.SSLError as error:
-            reason = getattr(error, "verify_message", "") or error.reason or str(error)
-            raise RefusedError(
-                f"{self._address} is not trusted: {reason}", fix="name the CA that signed it with --ca-file"
-            ) from None
-        except (OSError, ValueError) as error:
-            raise self._unreachable(str(error)) from None
-        self._client.loop_start()
-        self._await_answer()
+        self._last_will = last_will
+        connection = self._connect()
+        self._keeper = threading.Thread(target=self._keep, args=(connection,), name="link", daemon=True)
+        self._keeper.start()
 
     def subscribe(self, filters: frozenset[str]) -> None:
-        """Make `filters` the subscriptions of this client: subscribe what is new, unsubscribe the rest."""
-        new, old = sorted(filters - self._filters), sorted(self._filters - filters)
-        self._filters = filters
-        self._subscribe(new)
-        if old and self._connected.is_set():
-            self._client.unsubscribe(old)
+        """Make `filters` the subscriptions: subscribe what is new, unsubscribe the rest."""
+        with self._handing_over:
+            new, old = filters - self._filters, self._filters - filters
+            self._filters = filters
+            if self._connection is not None:
+                self._connection.subscribe(sorted(new))
+                self._connection.unsubscribe(sorted(old))
 
     def publish(self, packet: Packet) -> None:
-        """Hand a packet to the bus; blocks while too many bytes wait for the network.
+        """Hand a packet to the bus.
 
-        While the link is down QoS 1 packets are kept and sent later; QoS 0 packets are dropped.
+        Blocks while too many bytes wait for acknowledgement, at most `PATIENCE_S`: the caller may be the
+        one whose silence holds the others up, so after that the packet goes out all the same.
         """
-        if packet.qos == 0 and not self._connected.is_set():
-            return
-        size = len(packet.payload)
-        with self._room:
-            # Bounded in time too: what cannot leave for so long is asked for again anyway.
-            self._room.wait_for(lambda: self._waiting_bytes < MAX_WAITING_BYTES, timeout=MAX_BLOCK_S)
-        # Not under our lock: paho calls on_publish with a lock of its own that publish needs.
-        info = self._client.publish(packet.topic, packet.payload, packet.qos, packet.retain)
-        # MQTT_ERR_NO_CONN still queues a QoS 1 message: it must not be said a second time.
-        if packet.qos == 0 or info.rc not in QUEUED:
-            return
-        with self._room:
-            if info.mid not in self._acknowledged:
-                self._waiting[info.mid] = size
-                self._waiting_bytes += size
-            self._acknowledged.clear()
+        self._wait_for_room(len(packet.payload))
+        with self._handing_over:
+            connection = self._connection
+            if connection is None:
+                with self._changed:
+                    self._outbox.keep(packet)
+            else:
+                self._send(connection, packet)
 
     def close(self) -> None:
-        """Say goodbye (no last will is sent) and wait until everything published has left."""
-        with self._room:
-            if self._connected.is_set():
-                self._room.wait_for(lambda: not self._waiting, timeout=CLOSE_S)
-        self._closing = True
-        self._client.disconnect()
-        self._client.loop_stop()
+        """Wait until everything published has left (at most `FLUSH_S`), and say goodbye."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._outbox or self._connection is None, FLUSH_S)
+            self._closing.set()
+            self._changed.notify_all()
+        with self._handing_over:
+            connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None and keeper is not threading.current_thread():
+            keeper.join(FLUSH_S)
 
-    # --- what paho's network thread calls; it may only enqueue
+    def _connect(self) -> Connection:
+        connection = Connection(
+            self._address,
+            self._client_id,
+            window=self._window,
+            last_will=self._last_will,
+            events=Events(arrived=self._arrived, acknowledged=self._acknowledged),
+        )
+        connection.open()
+        with self._handing_over:
+            connection.subscribe(sorted(self._filters))
+            with self._changed:
+                waiting = self._outbox.drain()
+            for packet in waiting:
+                self._send(connection, packet)
+            self._connection = connection
+        return connection
 
-    def _on_socket_open(self, client: paho.Client, userdata: object, sock: Any) -> None:
-        del client, userdata
-        with contextlib.suppress(OSError):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._acknowledge_at_once()
+    def _send(self, connection: Connection, packet: Packet) -> None:
+        message_id = connection.publish(packet)
+        with self._changed:
+            self._outbox.sent(message_id, packet)
+            self._changed.notify_all()
 
-    def _on_connect(
-        self, client: paho.Client, userdata: object, flags: object, reason: ReasonCode, properties: object
-    ) -> None:
-        del client, userdata, flags, properties
-        if reason.is_failure:
-            self._refusal = reason
-            self._answered.set()
+    def _wait_for_room(self, size_bytes: int) -> None:
+        connection = self._connection
+        if connection is None or connection.in_network_thread():
             return
-        self._connected.set()
-        self._answered.set()
-        self._subscribe(sorted(self._filters))
-        if self._was_up:
+
+        def may_go_on() -> bool:
+            gone = self._closing.is_set() or self._connection is None
+            return gone or self._outbox.has_room(size_bytes)
+
+        with self._changed:
+            if not self._changed.wait_for(may_go_on, PATIENCE_S):
+                log.warning("the broker acknowledges slowly", waiting_bytes=self._outbox.size_bytes)
+
+    def _arrived(self, packet: Packet) -> None:
+        try:
+            self._deliver(packet)
+        except Exception:
+            # Whatever it is must not end paho's thread, which nobody would notice.
+            log.exception("delivery failed", topic=packet.topic)
+
+    def _acknowledged(self, message_id: int) -> None:
+        with self._changed:
+            self._outbox.acknowledged(message_id)
+            self._changed.notify_all()
+
+    def _keep(self, connection: Connection) -> None:
+        """Thread: whenever the connection ends, make a new one."""
+        attempt = 0
+        while True:
+            since = clock.now()
+            connection.wait_until_ended()
+            self._fall()
+            if self._closing.is_set():
+                return
+            self._deliver(LinkChange(up=False, reason=connection.end_reason or "the connection broke"))
+            # Two clients of one id throw each other out: a connection that did not last counts as an attempt.
+            attempt = 0 if clock.now() - since > LAST_RETRY_S else attempt
+            while True:
+                if self._closing.wait(self._pause_s(attempt)):
+                    return
+                attempt += 1
+                try:
+                    connection = self._connect()
+                    break
+                except UserError as error:
+                    log.warning("still no broker", reason=error.message, attempt=attempt)
+            if self._closing.is_set():
+                connection.close()
+                return
             self._deliver(LinkChange(up=True))
-        self._was_up = True
 
-    def _on_disconnect(
-        self, client: paho.Client, userdata: object, flags: object, reason: ReasonCode, properties: object
-    ) -> None:
-        del client, userdata, flags, properties
-        self._connected.clear()
-        if self._was_up and not self._closing:
-            self._deliver(LinkChange(up=False, reason=str(reason)))
+    def _fall(self) -> None:
+        with self._handing_over, self._changed:
+            self._connection = None
+            self._outbox.connection_lost()
+            self._changed.notify_all()
 
-    def _on_message(self, client: paho.Client, userdata: object, message: paho.MQTTMessage) -> None:
-        del client, userdata
-        self._acknowledge_at_once()
-        self._deliver(
-            Packet(
-                topic=message.topic,
-                payload=bytes(message.payload),
-                qos=message.qos,
-                retain=bool(message.retain),
-            )
-        )
-
-    def _on_publish(
-        self, client: paho.Client, userdata: object, mid: int, reason: ReasonCode, properties: object
-    ) -> None:
-        del client, userdata, reason, properties
-        self._acknowledge_at_once()
-        with self._room:
-            size = self._waiting.pop(mid, None)
-            if size is None:
-                self._acknowledged.add(mid)  # before publish had returned
-            else:
-                self._waiting_bytes -= size
-            self._room.notify_all()
-
-    # --- pieces
-
-    def _subscribe(self, filters: list[str]) -> None:
-        if not self._connected.is_set():
-            return
-        for at in range(0, len(filters), FILTERS_PER_SUBSCRIBE):
-            self._client.subscribe([(each, 1) for each in filters[at : at + FILTERS_PER_SUBSCRIBE]])
-
-    def _acknowledge_at_once(self) -> None:
-        sock: Any = self._client.socket()
-        if sock is not None and hasattr(socket, "TCP_QUICKACK"):
-            with contextlib.suppress(OSError, ValueError):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-
-    def _tls(self) -> ssl.SSLContext:
-        cafile = None if self._address.ca_file is None else os.fspath(self._address.ca_file)
-        return ssl.create_default_context(cafile=cafile)
-
-    def _await_answer(self) -> None:
-        answered = self._answered.wait(CONNECT_S)
-        if answered and self._refusal is None:
-            return
-        self._closing = True
-        self._client.disconnect()
-        self._client.loop_stop()
-        if not answered:
-            raise self._unreachable(f"no answer in {CONNECT_S:.0f} s; is it an MQTT broker?")
-        raise RefusedError(f"{self._address} refuses: {self._refusal}", fix="check --user and --password-file")
-
-    def _unreachable(self, reason: str) -> BrokerUnreachableError:
-        return BrokerUnreachableError(
-            f"no broker at {self._address}: {reason}", fix="start one (iotsplit broker) or check --broker"
-        )
+    def _pause_s(self, attempt: int) -> float:
+        """Seconds before an attempt: random, so that a fleet does not come back in one instant."""
+        longest = min(LAST_RETRY_S, self._first_retry_s * 2.0 ** min(attempt, 16))
+        return longest * random.uniform(0.5, 1.0)  # noqa: S311 - no secret

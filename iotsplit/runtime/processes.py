@@ -1,5 +1,6 @@
 """Child processes that never outlive their parent."""
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -10,12 +11,23 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
+# Runs in the child before the program: asks for a signal at the parent's death and makes sure that it has
+# not died already. A `preexec_fn` could do the same, but deadlocks in a parent with threads.
+_LEASH = f"""
+import ctypes, os, sys
+ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, {int(signal.SIGTERM)})
+if os.getppid() == int(sys.argv[1]):
+    try:
+        os.execvp(sys.argv[2], sys.argv[2:])
+    except OSError as error:
+        sys.exit(f"{{sys.argv[2]}}: {{error.strerror}}")
+"""
+
 
 def die_with_parent() -> None:
-    """Ask the kernel to end this process when its parent dies, however that happens; Linux only."""
-    if not sys.platform.startswith("linux"):
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    """Ask the kernel to send this process SIGTERM when its parent dies, however that happens; Linux only."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def start(
@@ -23,25 +35,32 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """Start a child in a session of its own, so that a Ctrl-C reaches only the parent.
 
+    On Linux it gets SIGTERM when the thread that called this ends, whatever ends it: call it from a
+    thread that lives as long as the children should. A program that changes its user loses that signal.
+
     Args:
         words: the command line.
-        log: file that its output is added to; stdout is a pipe without one.
+        log: file that its output is added to; without one stdout is a pipe and stderr is the parent's.
         environment: added to this process's.
     """
     surroundings = {**os.environ, "IOTSPLIT_PARENT_DEATH": "1", **(environment or {})}
-    if log is None:
+    leashed = [*_leash(), *words]
+    with contextlib.ExitStack() as stack:
+        out = None if log is None else stack.enter_context(log.open("ab"))
         return subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=surroundings, start_new_session=True
-        )
-    with log.open("ab") as out:
-        return subprocess.Popen(
-            words,
+            leashed,
             stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
+            stdout=subprocess.PIPE if out is None else out,
+            stderr=None if out is None else subprocess.STDOUT,
             env=surroundings,
             start_new_session=True,
         )
+
+
+def _leash() -> list[str]:
+    if not sys.platform.startswith("linux"):
+        return []
+    return [sys.executable, "-I", "-S", "-c", _LEASH, str(os.getpid())]
 
 
 def stop(process: subprocess.Popen[bytes], *, grace_s: float = 10.0) -> int:
