@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import structlog
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from iotsplit.datasets.records import Chat, ChatMessage, Pair, Record, Text
@@ -111,10 +112,10 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 def _windows(ids: list[int], length: int) -> list[Tokens]:
     """Cut so that every token but the first is learnt exactly once."""
+    last = len(ids) - 1  # nothing follows it
     windows = [
-        Tokens(tuple(ids[start : start + length][: len(following)]), tuple(following))
-        for start in range(0, len(ids) - 1, length)
-        if (following := ids[start + 1 : start + length + 1])
+        Tokens(tuple(ids[start : min(start + length, last)]), tuple(ids[start + 1 : start + length + 1]))
+        for start in range(0, last, length)
     ]
     if len(windows) > 1 and len(windows[-1].ids) < _SHORTEST_TAIL:
         windows.pop()
@@ -155,7 +156,13 @@ def _templated(chat: Chat, tokenizer: PreTrainedTokenizerBase, end: list[int]) -
 
 def _template(tokenizer: PreTrainedTokenizerBase, messages: Sequence[ChatMessage], *, ask: bool) -> str:
     turns: list[dict[str, Any]] = [{"role": m.role, "content": m.content} for m in messages]
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=ask))
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=ask))
+    except TemplateError as error:
+        raise UsageError(
+            f"the model's chat template refuses a chat ({error})",
+            fix="give roles as the model knows them, mostly user and assistant in turn",
+        ) from None
 
 
 def _answer(start: list[int], prompt: list[int], completion: list[int], length: int) -> Tokens:

@@ -1,5 +1,6 @@
 """Debian's fortune cookies, read in place where the package is installed."""
 
+import re
 from pathlib import Path
 
 from iotsplit.datasets.records import Record, Text
@@ -31,5 +32,5 @@ def groups(devices: int, seed: int) -> dict[str, list[Record]]:  # noqa: ARG001 
 
 
 def _fortunes(file: Path) -> list[Record]:
-    pieces = file.read_text(encoding="utf-8").split("\n%\n")
-    return [Text(piece.strip("\n")) for piece in pieces if piece.strip(" \n%")]
+    pieces = re.split(r"^%$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return [Text(piece.strip("\n")) for piece in pieces if piece.strip()]

@@ -194,7 +194,7 @@ def _csv_rows(path: Path, content: str) -> Iterator[tuple[int, dict[str, Any]]]:
             yield reader.line_num, {**row, "split": row.get("split") or None}
     except csv.Error as error:
         raise UsageError(
-            f"{path} line {reader.line_num} is not CSV ({error})",
+            f"{path} line {reader.reader.line_num} is not CSV ({error})",
             fix="save it as comma-separated UTF-8 with a header line",
         ) from None
 
