@@ -1,5 +1,6 @@
 """The embedded broker's process: ``python -m iotsplit_broker.embedded CONFIG``."""
 
+import logging
 import sys
 
 from iotcore import IotCoreBroker
@@ -7,6 +8,8 @@ from iotcore import IotCoreBroker
 
 def main() -> None:
     """Serve until a signal ends the process; it knows no other end."""
+    # It reports its tracing spans as errors, some for every packet.
+    logging.getLogger("rumqttd").setLevel(logging.CRITICAL)
     IotCoreBroker(config_path=sys.argv[1]).run_forever()
 
 
