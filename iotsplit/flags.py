@@ -5,7 +5,7 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any
 
@@ -49,23 +49,38 @@ def suggest(word: str, known: Sequence[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def leaves_of(spec: Any) -> Iterator[Leaf]:
-    """The options of a dataclass: its own first, then those of its bases and of nested dataclasses."""
+def leaves_of(spec: Any, defaults: Any = None) -> Iterator[Leaf]:
+    """The options of a dataclass: its own first, then those of nested dataclasses and of its bases.
+
+    Args:
+        spec: the dataclass.
+        defaults: an instance whose values are the defaults, instead of the dataclass's own.
+    """
     kinds = typing.get_type_hints(spec)
     helps = _argument_help(spec)
     own_first = sorted(fields(spec), key=lambda each: spec.__mro__.index(_owner(spec, each.name)))
     for field in own_first:
         if is_dataclass(kinds[field.name]):
-            yield from leaves_of(kinds[field.name])
+            yield from leaves_of(kinds[field.name], nested_default(field))
             continue
-        made = field.default_factory
         yield Leaf(
             name=field.name,
             kind=kinds[field.name],
-            default=field.default if made is MISSING else made(),
+            default=default_of(field) if defaults is None else getattr(defaults, field.name),
             help=helps.get(field.name, ""),
             group=_first_line(_owner(spec, field.name)),
         )
+
+
+def default_of(field: Field[Any]) -> Any:
+    """A field's default, made if it has to be; MISSING if there is none."""
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def nested_default(field: Field[Any]) -> Any:
+    """The instance that a nested dataclass starts from, or None."""
+    made = default_of(field)
+    return None if made is MISSING else made
 
 
 def about(spec: type) -> str:

@@ -7,12 +7,12 @@ import os
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from iotsplit.errors import UsageError
-from iotsplit.flags import Leaf, Reader, about, leaves_of, suggest
+from iotsplit.flags import Leaf, Reader, about, leaves_of, nested_default, suggest
 
 ENVIRONMENT_PREFIX = "IOTSPLIT_"
 # Not options, but read from the environment all the same.
@@ -184,12 +184,12 @@ def _refuse_missing(given: Mapping[str, Any], leaves: Iterable[Leaf], name: str)
         raise UsageError(f"{name} needs {', '.join(missing)}", fix=f"see {name} --help")
 
 
-def _build(spec: type[SpecT], given: Mapping[str, Any]) -> SpecT:
+def _build(spec: type[SpecT], given: Mapping[str, Any], start: Any = None) -> SpecT:
     kinds = typing.get_type_hints(spec)
     values: dict[str, Any] = {}
     for field in fields(typing.cast("type[_Spec]", spec)):
         if is_dataclass(kinds[field.name]):
-            values[field.name] = _build(kinds[field.name], given)
+            values[field.name] = _build(kinds[field.name], given, start=nested_default(field))
         elif field.name in given:
             values[field.name] = given[field.name]
-    return spec(**values)
+    return spec(**values) if start is None else replace(start, **values)

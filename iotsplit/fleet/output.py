@@ -17,7 +17,7 @@ from iotsplit.errors import RunFailedError, UsageError
 MARKER = "run.json"
 LOCK = "run.lock"
 # Everything that a run writes; nothing else is ever removed.
-OWN_FOLDERS = ("state", "data", "logs", "adapter")
+OWN_FOLDERS = ("state", "data", "logs", "adapter", "alone", "alone-data")
 OWN_FILES = (MARKER, "fleet.toml", "report.json", "metrics.jsonl", "events.jsonl", "loss.png")
 
 

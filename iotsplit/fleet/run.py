@@ -177,9 +177,13 @@ def first_line(options: RunOptions, prepared: Prepared, title: str) -> str:
     tiers = " | ".join(f"{tier} {plans[tier]}" for tier in Tier)
     return (
         f"{title} · {prepared.info.name} ({prepared.info.layers} layers) · {tiers} · LoRA r={training.rank}"
-        f" · boundary {training.codec} · {len(prepared.devices)} devices, {len(prepared.edges)} edges"
+        f" · boundary {training.codec} · {_count(prepared.devices, 'device')}, {_count(prepared.edges, 'edge')}"
         f" · {summary.LEAVES[training.labels]}"
     )
+
+
+def _count(agents: Sequence[str], name: str) -> str:
+    return f"{len(agents)} {name}{'s' if len(agents) > 1 else ''}"
 
 
 def _start(launcher: Launcher, options: RunOptions, prepared: Prepared, console: Console) -> Broker | None:

@@ -29,6 +29,13 @@ class Trial(CommonOptions):
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """Other defaults."""
+
+    training: TrainingSettings = field(default=TrainingSettings(rounds=8))
+
+
 def read(*words: str, env: Mapping[str, str] | None = None) -> Trial:
     return parse(Trial, ["--data", "x", *words], name="iotsplit trial", environment=env or {})
 
@@ -51,6 +58,11 @@ def toml(tmp_path: Path) -> Callable[[str], str]:
 
 def test_without_words_every_setting_has_its_default() -> None:
     assert read().training == TrainingSettings()
+
+
+def test_defaults_of_nested_settings_may_be_those_of_the_command() -> None:
+    given = parse(Tuned, ["--rank", "3"], name="iotsplit tuned", environment={})
+    assert given.training == TrainingSettings(rounds=8, rank=3)
 
 
 def test_flags_of_nested_settings_stand_beside_those_of_the_command() -> None:
