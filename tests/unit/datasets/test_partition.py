@@ -150,8 +150,10 @@ def test_dirichlet_skews_and_leaves_nobody_without_data() -> None:
 
 
 def test_a_tiny_concentration_gives_each_group_to_one_device() -> None:
-    dealt = deal({"a": notes("a", 100)}, partition="dirichlet:1e-9", devices=2, seed=0)
-    assert sorted(map(len, dealt.values())) == [8, 92]
+    dealt = deal({"a": notes("a", 100, 6)}, partition="dirichlet:1e-9", devices=2, seed=0)
+    splits = [Counter(r.split for r in hand) for hand in dealt.values()]
+    assert sorted(split[None] for split in splits) == [8, 92]
+    assert sorted(split["eval"] for split in splits) == [1, 5]
 
 
 @pytest.mark.parametrize("partition", ["iid", "dirichlet:0.5"])

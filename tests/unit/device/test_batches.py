@@ -222,6 +222,13 @@ def test_records_without_anything_to_learn_are_left_out_and_counted(capsys: pyte
     assert "count=2" in capsys.readouterr().out
 
 
+def test_a_pair_without_anything_to_learn_is_left_out() -> None:
+    endless = bytes_tokenizer()
+    endless.eos_token = None
+    train, _ = tokenize([*notes(5), Pair("a", "")], endless, sequence_length=32)
+    assert len(train) == 4
+
+
 def test_too_few_sequences_are_refused_with_the_numbers() -> None:
     with pytest.raises(UsageError, match=r"3 records give 2 .*1 held out.*batch_size 4"):
         tokenize(notes(3), PLAIN, sequence_length=32, batch_size=4)
