@@ -132,14 +132,14 @@ VERBS: dict[str, tuple[bool, Callable[[AdaptersOptions, int], int]]] = {
 
 
 def _version(verb: str, rest: list[str]) -> int:
-    """Take the version from the words behind the verb, wherever it stands."""
+    """Take the version off the words behind the verb."""
     if {"--help", "-h"}.intersection(rest):
         return 0
-    if rest and rest[0].isdecimal():
-        return int(rest.pop(0))
-    if rest and rest[-1].isdecimal() and (len(rest) == 1 or not rest[-2].startswith("-")):
-        return int(rest.pop())
-    raise UsageError(f"adapters {verb} needs a version", fix=f"for example iotsplit adapters {verb} 2")
+    if not rest or not rest[0].isdecimal():
+        raise UsageError(
+            f"adapters {verb} needs a version behind it", fix=f"for example iotsplit adapters {verb} 2"
+        )
+    return int(rest.pop(0))
 
 
 def _row(head: AdapterHead, latest: int) -> dict[str, Any]:

@@ -167,4 +167,4 @@ def _toml_value(value: object) -> str:
     if isinstance(value, int | float):
         return repr(value)
     # A JSON string is a TOML basic string, but for DEL.
-    return json.dumps(str(value)).replace("\x7f", "\\u007f")
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
