@@ -77,6 +77,11 @@ class BrokerAddress:
         return f"{self.scheme}://{host}:{self.port}{self.path}"
 
     @property
+    def is_encrypted(self) -> bool:
+        """Whether TLS is spoken."""
+        return self.scheme in ENCRYPTED
+
+    @property
     def is_websocket(self) -> bool:
         """Whether MQTT is wrapped in HTTP."""
         return self.scheme.startswith("ws")
@@ -87,10 +92,10 @@ class BrokerAddress:
         Raises:
             UsageError: the certificate authority's file cannot be used.
         """
-        if self.scheme not in ENCRYPTED:
+        if not self.is_encrypted:
             return None
         try:
-            return ssl.create_default_context(cafile=self.ca_file)
+            context = ssl.create_default_context(cafile=self.ca_file)
         except ssl.SSLError:
             raise UsageError(
                 f"{self.ca_file} holds no certificate", fix="name a PEM file with -----BEGIN CERTIFICATE-----"
@@ -99,6 +104,19 @@ class BrokerAddress:
             raise UsageError(
                 f"certificate authority {self.ca_file} cannot be read: {error.strerror}", fix="check the path"
             ) from None
+        context.sslsocket_class = _TidySocket
+        return context
+
+
+class _TidySocket(ssl.SSLSocket):
+    """Closes itself when the handshake fails; paho leaves that to the garbage collector."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except BaseException:
+            self.close()
+            raise
 
 
 def _split(url: str) -> SplitResult:

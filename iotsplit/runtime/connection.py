@@ -221,7 +221,7 @@ def explain(error: Exception, address: BrokerAddress) -> UserError:
                 f"the certificate of {address} is not to be trusted: {error.verify_message}",
                 fix="give the file of the authority that signed it: --ca-file FILE",
             )
-        case ssl.SSLError():
+        case ssl.SSLError() | ConnectionResetError() if address.is_encrypted:
             return BrokerUnreachableError(
                 f"{address} does not answer in TLS",
                 fix="check the port, or write mqtt:// for none",
