@@ -312,7 +312,17 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 State = (
-    Birth | Assignment | Round | AdapterHead | AdapterChunk | AdapterLatest | Metrics | Event | Command | Reply
+    Birth
+    | Assignment
+    | Round
+    | AdapterHead
+    | AdapterChunk
+    | AdapterLatest
+    | Metrics
+    | Event
+    | Command
+    | Reply
+    | Forget
 )
 Message = Frame | State
 

@@ -10,8 +10,11 @@ import msgspec
 
 from iotsplit.messages import Frame, Identity, Want
 
-PATIENCE_S = 4.0
+FIRST_PATIENCE_S = 15.0
+LEAST_PATIENCE_S = 2.0
 MAX_PATIENCE_S = 60.0
+SLOWEST_TIMES = 3.0
+"""How many times the slowest answer so far an answer may take before it counts as late."""
 
 
 class Kept:
@@ -40,15 +43,21 @@ class Kept:
 
 @dataclass(slots=True)
 class _Waiting:
+    since: float
     due: float
     patience_s: float
 
 
 class Awaited:
-    """Identities that are waited for: who is late is asked for, ever more patiently."""
+    """Identities that are waited for: who is late is asked for, ever more patiently.
+
+    What is late depends on how long answers have taken so far: a slow board is not a lossy link.
+    """
 
     def __init__(self) -> None:
         self._waiting: dict[Identity, _Waiting] = {}
+        self._patience_s = FIRST_PATIENCE_S
+        self._slowest_s = 0.0
 
     def __contains__(self, identity: Identity) -> bool:
         return identity in self._waiting
@@ -63,11 +72,15 @@ class Awaited:
 
     def expect(self, identity: Identity, now: float) -> None:
         """Wait for a frame from now on."""
-        self._waiting.setdefault(identity, _Waiting(now + PATIENCE_S, PATIENCE_S))
+        self._waiting.setdefault(identity, _Waiting(now, now + self._patience_s, self._patience_s))
 
-    def arrived(self, identity: Identity) -> bool:
-        """Stop waiting; false if the frame was not waited for (a repetition, or nobody's)."""
-        return self._waiting.pop(identity, None) is not None
+    def arrived(self, identity: Identity, now: float) -> None:
+        """Stop waiting for a frame."""
+        waiting = self._waiting.pop(identity, None)
+        if waiting is not None:
+            self._slowest_s = max(self._slowest_s, now - waiting.since)
+            patience_s = SLOWEST_TIMES * self._slowest_s
+            self._patience_s = min(max(LEAST_PATIENCE_S, patience_s), MAX_PATIENCE_S)
 
     def late(self, now: float) -> list[Identity]:
         """What is due to be asked for again."""

@@ -5,6 +5,7 @@ import itertools
 import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from paho.mqtt.client import topic_matches_sub
@@ -24,7 +25,7 @@ from iotsplit.topics import Topics
 from iotsplit_cloud.chronicle import Chronicle
 from iotsplit_cloud.members import Members
 from iotsplit_cloud.records import Milestone
-from iotsplit_cloud.report import new_report
+from iotsplit_cloud.report import Report, new_report
 from iotsplit_cloud.role import CloudRole, Parts
 from iotsplit_cloud.tail import Tail
 from iotsplit_cloud.versions import Library, Version
@@ -52,8 +53,10 @@ TINY = {
 def tiny_model(directory: Path, **changes: object) -> Path:
     """A random llama of five small layers, saved as a model directory."""
     torch.manual_seed(11)
-    config = AutoConfig.for_model(**(TINY | changes))
-    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    wanted: dict[str, Any] = TINY | changes
+    config = AutoConfig.for_model(**wanted)
+    make: Any = AutoModelForCausalLM.from_config
+    make(config).save_pretrained(directory)
     return directory
 
 
@@ -107,8 +110,8 @@ class Fleet:
         self._plans = cut_model(self._info.layers, settings.cut, settings.labels)
         members = fleet or FleetSettings(devices=len(devices), edges=edges, once=True)
         self.join(self.make_cloud(members))
-        for name in range(1, edges + 1):
-            self.join(self.make_edge(f"edge-{name}"))
+        for number in range(1, edges + 1):
+            self.join(self.make_edge(f"edge-{number}"))
         for name, train in devices.items():
             self.join(self.make_device(name, train))
 
@@ -213,10 +216,15 @@ class Fleet:
         self._settle(agent)
 
     def _keep(self, kept: Local | Metrics | Event) -> None:
-        tables = {Event: self.events, Metrics: self.metrics, Version: self.versions, Milestone: self.milestones}
-        table = tables.get(type(kept))
-        if table is not None:
-            table.append(kept)
+        match kept:
+            case Event():
+                self.events.append(kept)
+            case Metrics():
+                self.metrics.append(kept)
+            case Version():
+                self.versions.append(kept)
+            case Milestone():
+                self.milestones.append(kept)
 
     # --- time
 
@@ -246,7 +254,7 @@ class Fleet:
             self._say(agent, agent.heartbeat(0))
 
     @property
-    def report(self) -> object:
+    def report(self) -> Report:
         return self.milestones[-1].report
 
     def adapter(self) -> dict[str, torch.Tensor]:

@@ -94,7 +94,7 @@ class EvaluationRound:
         if frame.identity not in session.awaited:
             return []  # a repetition
         said = self._take(session, frame, now)
-        session.awaited.arrived(frame.identity)
+        session.awaited.arrived(frame.identity, now)
         session.progress_at = now
         return said
 

@@ -182,7 +182,7 @@ class TrainingRound:
         return []
 
     def _arrived(self, session: CloudSession, frame: Frame, now: float) -> None:
-        session.awaited.arrived(frame.identity)
+        session.awaited.arrived(frame.identity, now)
         session.progress_at = now
 
     def _barrier(self, now: float) -> list[Output]:

@@ -134,8 +134,8 @@ class Library:
                 continue
             gone = self._versions.pop(old)
             pieces = sum(-(-len(body) // self._chunk_bytes) or 1 for body in gone.sections.values())
-            names = ("head", *range(pieces))
-            said.extend(Forget(path=f"adapter/{old}/{name}") for name in names)
+            said += [Forget(path=f"adapter/{old}/head")]
+            said += [Forget(path=f"adapter/{old}/{index}") for index in range(pieces)]
         return said
 
     def roll_back(self, version: int) -> str:

@@ -135,5 +135,5 @@ class DeviceRole:
         if frame.identity not in session.awaited:
             return []  # a repetition
         said = session.handle(frame, now)
-        session.awaited.arrived(frame.identity)  # only now: a frame that was refused is still awaited
+        session.awaited.arrived(frame.identity, now)  # only now: a frame that was refused is still awaited
         return said

@@ -20,6 +20,7 @@ from iotsplit.options import BrokerOptions
 from iotsplit.packet import Packet
 from iotsplit.retained import Fetch
 from iotsplit.runtime import clock
+from iotsplit.runtime.address import BrokerAddress
 from iotsplit.runtime.link import Link, LinkChange
 from iotsplit.topics import Topics
 
@@ -168,16 +169,24 @@ class FleetClient:
         )
 
 
+def address_of(options: BrokerOptions) -> BrokerAddress:
+    """The broker that the options name.
+
+    Raises:
+        UsageError: the address or the password file cannot be used.
+    """
+    return BrokerAddress.parse(
+        options.broker, user=options.user, password=options.password(), ca_file=options.ca_file
+    )
+
+
 def connect(options: BrokerOptions) -> FleetClient:
     """A client of the fleet that the options name.
 
     Raises:
         UsageError: the address or the fleet's name cannot be used.
     """
-    from iotsplit.runtime.mqtt import BrokerAddress, MqttLink  # noqa: PLC0415 - keeps --help quick
+    from iotsplit.runtime.mqtt import MqttLink  # noqa: PLC0415 - keeps --help quick
 
-    address = BrokerAddress.parse(
-        options.broker, user=options.user, password=options.password(), ca_file=options.ca_file
-    )
-    link = MqttLink(address, f"client-{secrets.token_hex(6)}")
+    link = MqttLink(address_of(options), f"client-{secrets.token_hex(6)}")
     return FleetClient(link, Topics(options.fleet, options.topic_prefix))

@@ -12,6 +12,7 @@ from rich.console import Console
 from iotsplit.datasets import partition
 from iotsplit.errors import RunFailedError, UsageError
 from iotsplit.fleet import summary
+from iotsplit.fleet.client import address_of
 from iotsplit.fleet.launcher import BROKER, ENDS, Broker, Launcher, end_of, interruptible, peak_rss_bytes
 from iotsplit.fleet.output import Origin, Output, to_toml
 from iotsplit.fleet.progress import Progress
@@ -126,6 +127,8 @@ def prepare(options: RunOptions, output: Output, console: Console) -> Prepared:
     from iotsplit.runtime.serve import cache_directory  # noqa: PLC0415 - keeps --help quick
     from iotsplit.tensors.models import describe, resolve  # noqa: PLC0415 - needs torch
 
+    if options.broker not in BROKER_KINDS:
+        address_of(options)  # refuses before anything long begins
     with console.status("preparing the model"):
         model = resolve(options.model, cache_directory())
         info = describe(model)

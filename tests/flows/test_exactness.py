@@ -1,5 +1,8 @@
 """The fleet computes what one machine computes."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
@@ -11,8 +14,8 @@ from tests.support import Fleet, sequences
 pytestmark = pytest.mark.slow
 
 
-def settings(**changes) -> TrainingSettings:
-    plain = {
+def settings(**changes: Any) -> TrainingSettings:
+    plain: dict[str, Any] = {
         "rounds": 1,
         "local_steps": 4,
         "batch_size": 3,
@@ -40,7 +43,9 @@ def moved(fleet: Fleet) -> float:
 @pytest.mark.parametrize("labels", Labels)
 @pytest.mark.parametrize("micro_batches", [1, 3])
 @pytest.mark.parametrize("optimizer", Optimizer)
-def test_one_device_trains_as_peft_does(model, labels, micro_batches, optimizer):
+def test_one_device_trains_as_peft_does(
+    model: Path, labels: Labels, micro_batches: int, optimizer: Optimizer
+) -> None:
     s = settings(labels=labels, micro_batches=micro_batches, optimizer=optimizer)
     data = sequences("a", 9)
     fleet = Fleet(model, s, {"a": data})
@@ -51,7 +56,7 @@ def test_one_device_trains_as_peft_does(model, labels, micro_batches, optimizer)
 
 
 @pytest.mark.parametrize("labels", Labels)
-def test_several_rounds_of_sgd_are_one_long_training(model, labels):
+def test_several_rounds_of_sgd_are_one_long_training(model: Path, labels: Labels) -> None:
     s = settings(labels=labels, rounds=3, local_steps=2, optimizer=Optimizer.SGD, micro_batches=3)
     data = sequences("a", 9)
     fleet = Fleet(model, s, {"a": data})
@@ -63,7 +68,7 @@ def test_several_rounds_of_sgd_are_one_long_training(model, labels):
 
 @pytest.mark.parametrize("labels", Labels)
 @pytest.mark.parametrize("micro_batches", [1, 3])
-def test_one_sgd_step_of_many_is_one_step_on_the_union(model, labels, micro_batches):
+def test_one_sgd_step_of_many_is_one_step_on_the_union(model: Path, labels: Labels, micro_batches: int) -> None:
     s = settings(
         labels=labels, micro_batches=micro_batches, optimizer=Optimizer.SGD, local_steps=1, learning_rate=0.5
     )
@@ -75,7 +80,7 @@ def test_one_sgd_step_of_many_is_one_step_on_the_union(model, labels, micro_batc
     assert moved(fleet) > 1e-3
 
 
-def test_evaluation_reports_the_loss_of_the_whole_model(model):
+def test_evaluation_reports_the_loss_of_the_whole_model(model: Path) -> None:
     s = settings(micro_batches=3)
     data = sequences("a", 9)
     fleet = Fleet(model, s, {"a": data})
