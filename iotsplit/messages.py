@@ -154,11 +154,16 @@ Contents = Activation | Gradient | TailHidden | TailGradient | Score | Update | 
 
 
 class DataSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """What a device says of its data: counts and a fingerprint, never content."""
+    """What a device says of its data: counts and a fingerprint, never content.
+
+    Args:
+        completions: held-out sequences that are an answer to a prompt, so that exact match means something.
+    """
 
     fingerprint: str
     train_sequences: int
     eval_sequences: int
+    completions: int = 0
 
 
 class Birth(msgspec.Struct, frozen=True, kw_only=True):

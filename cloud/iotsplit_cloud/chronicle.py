@@ -1,6 +1,6 @@
 """What the cloud remembers of a run for its report: counted as it happens. No I/O."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -97,10 +97,9 @@ class Chronicle:
         self._last.clear()
         return row
 
-    def scored(self, evaluation: EvaluationRound, when: str) -> str:
+    def scored(self, evaluation: EvaluationRound, when: str, *, answering: Container[str]) -> str:
         """Enter an evaluation; gives its sums as JSON."""
-        total = enter_scores(self._report, evaluation, when)
-        row = total.summary()
+        row = enter_scores(self._report, evaluation, when, answering=answering)
         if self._report.rounds:
             self._report.rounds[-1]["eval"] = row
         return msgspec.json.encode({"when": when, **row}).decode()

@@ -31,17 +31,18 @@ class Tally(msgspec.Struct, kw_only=True):
         self.exact += other.exact
         self.sequences += other.sequences
 
-    def summary(self) -> dict[str, float | int]:
-        """Loss, perplexity and exact match as the report has them."""
+    def summary(self, *, completions: bool) -> dict[str, float | int]:
+        """Loss, perplexity and, where there are completions, exact match as the report has them."""
         loss = self.loss_sum / max(1, self.tokens)
-        return {
+        row = {
             "loss": loss,
             "perplexity": math.exp(min(loss, 700.0)),
-            "exact_match": self.exact / max(1, self.sequences),
-            "exact": self.exact,
             "sequences": self.sequences,
             "tokens": self.tokens,
         }
+        if completions:
+            row |= {"exact": self.exact, "exact_match": self.exact / max(1, self.sequences)}
+        return row
 
 
 class EvaluationRound:

@@ -99,6 +99,11 @@ class Members:
             if member.birth.role is tier and member.lost_at is None and not self.refusal(member.birth)
         ]
 
+    def answering(self) -> set[str]:
+        """Devices whose held-out data are answers to prompts."""
+        births = [member.birth for member in self._members.values()]
+        return {birth.agent for birth in births if birth.data is not None and birth.data.completions}
+
     def refusal(self, birth: Birth) -> str:
         """Why an agent cannot work in this fleet; empty if it can."""
         if birth.protocol != PROTOCOL_VERSION:

@@ -1,6 +1,6 @@
 """The report of a run, built up as it goes on: ``report.json``. Keys keep their meaning."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -105,15 +105,26 @@ def bytes_row(
     }
 
 
-def enter_scores(report: Report, evaluation: EvaluationRound, when: str) -> Tally:
-    """Enter an evaluation as `before` or `after`; gives the sums over all devices."""
+def enter_scores(
+    report: Report, evaluation: EvaluationRound, when: str, *, answering: Container[str]
+) -> dict[str, float | int]:
+    """Enter an evaluation as `before` or `after`; gives the sums over all devices.
+
+    Args:
+        report: entered into.
+        evaluation: is over.
+        when: ``before`` or ``after`` training.
+        answering: devices whose held-out data are completions.
+    """
     total = Tally()
     devices = report.eval.setdefault("devices", {})
     for device, tally in evaluation.tallies().items():
-        devices.setdefault(device, {})[when] = tally.summary()
+        devices.setdefault(device, {})[when] = tally.summary(completions=device in answering)
         total.add(tally)
-    report.eval[when] = total.summary()
-    return total
+    every = all(device in answering for device in evaluation.sessions)
+    report.eval[when] = total.summary(completions=every)
+    summed: dict[str, float | int] = report.eval[when]
+    return summed
 
 
 def agent_rows(members: Sequence[Member], peaks: Mapping[str, int]) -> list[dict[str, Any]]:

@@ -269,7 +269,8 @@ class CloudRole:
             return self._trained(activity, now)
         when = "before" if self._p.chronicle.needs_baseline else "after"
         self._evaluated = True
-        detail = self._p.chronicle.scored(activity, when)
+        answering = self._p.members.answering()
+        detail = self._p.chronicle.scored(activity, when, answering=answering)
         last = self._round >= self._p.settings.rounds
         entered = self._enter(Phase.DONE if last else Phase.WAITING)
         said: list[Output] = [self._event("evaluated", self.agent, detail), *entered]

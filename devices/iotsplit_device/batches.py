@@ -128,6 +128,7 @@ class Batches:
             fingerprint=self.fingerprint(),
             train_sequences=len(self._train),
             eval_sequences=len(self._held_out),
+            completions=sum(tokens.labels[0] == NO_LOSS for tokens in self._held_out),
         )
 
     def _at(self, place: int) -> Tokens:

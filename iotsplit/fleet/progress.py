@@ -114,7 +114,7 @@ def heading() -> str:
 
 def row(finished: dict[str, Any] | None, scores: dict[str, Any] | None) -> str:
     """One round in a line: what it trained and moved, and how held-out data scored after it."""
-    exact = f"{scores['exact']}/{scores['sequences']}" if scores and scores.get("sequences") else "-"
+    exact = f"{scores['exact']}/{scores['sequences']}" if scores and "exact" in scores else "-"
     held_out = f"{scores['loss']:.3f}" if scores else "-"
     if finished is None:
         return _columns(("0", "-", "-", held_out, exact, "-", "-", "-"))

@@ -47,7 +47,7 @@ def scores_table(report: Mapping[str, Any]) -> Table:
                 name,
                 f"{before['loss']:.3f} -> {after['loss']:.3f}",
                 f"{_perplexity(before)} -> {_perplexity(after)}",
-                f"{exact(before)} -> {exact(after)}" if before.get("sequences") else "-",
+                f"{exact(before)} -> {exact(after)}" if "exact" in before else "-",
             )
     return table
 

@@ -24,6 +24,23 @@ if os.getppid() == int(sys.argv[1]):
 """
 
 
+# malloc.h of glibc: M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD.
+_MALLOC_OPTIONS = ((-8, 1), (-3, 1 << 18), (-1, 1 << 20))
+
+
+def return_freed_memory() -> None:
+    """Ask glibc to give freed tensors back to the system at once, instead of keeping them for later.
+
+    Activations of changing sizes otherwise leave holes: a device's peak is a fifth lower with it, at the
+    price of some page faults. Other C libraries are left as they are.
+    """
+    if sys.platform.startswith("linux"):
+        library = ctypes.CDLL(None)
+        if hasattr(library, "mallopt"):
+            for option, value in _MALLOC_OPTIONS:
+                library.mallopt(option, value)
+
+
 def die_with_parent() -> None:
     """Ask the kernel to send this process SIGTERM when its parent dies, however that happens; Linux only."""
     if sys.platform.startswith("linux"):

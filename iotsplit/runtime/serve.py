@@ -18,7 +18,7 @@ from iotsplit.plan import Tier
 from iotsplit.role import Role
 from iotsplit.runtime import clock
 from iotsplit.runtime.mqtt import BrokerAddress, MqttLink
-from iotsplit.runtime.processes import die_with_parent
+from iotsplit.runtime.processes import die_with_parent, return_freed_memory
 from iotsplit.runtime.runner import Runner
 from iotsplit.topics import Topics
 
@@ -82,6 +82,7 @@ def serve(
     """
     if os.environ.get("IOTSPLIT_PARENT_DEATH"):
         die_with_parent()
+    return_freed_memory()
     topics = Topics(options.fleet, options.topic_prefix)
     agent = Agent(
         role,
