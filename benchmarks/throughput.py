@@ -1,0 +1,98 @@
+"""Tokens per second of a fleet on this machine against single-process PEFT, in turns, and peak memory.
+
+    python benchmarks/throughput.py --pairs 3
+
+Both train the same model on the same sequences with the same number of threads in all: the fleet's tiers have
+one each and share the machine's cores, the single process has `--threads`.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from iotsplit.runtime import serve
+from iotsplit.tensors.models import resolve
+
+SINGLE = """
+import json, resource, sys, time
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+model, threads, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+torch.set_num_threads(threads)
+torch.manual_seed(0)
+base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+tuned = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
+optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-3)
+def step():
+    ids = torch.randint(0, 49000, (4, 128))
+    torch.autograd.backward(tuned(input_ids=ids, labels=ids).loss)
+    optimizer.step()
+    optimizer.zero_grad()
+step()
+began = time.perf_counter()
+for _ in range(steps):
+    step()
+seconds = time.perf_counter() - began
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps({"tokens_per_second": steps * 512 / seconds, "peak_rss_bytes": peak}))
+"""
+
+
+def single(model: Path, threads: int, steps: int) -> dict[str, float]:
+    """Train the whole model in one process."""
+    words = [sys.executable, "-c", SINGLE, str(model), str(threads), str(steps)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    row: dict[str, float] = json.loads(done.stdout)
+    return row
+
+
+def fleet(model: Path, steps: int, data: Path) -> dict[str, float]:
+    """Train with two devices, one edge and the cloud; int8 on the wire."""
+    with tempfile.TemporaryDirectory() as output:
+        words = [sys.executable, "-m", "iotsplit", "run", "--model", str(model), "--data", str(data), "--json"]
+        words += ["--devices", "2", "--edges", "1", "--rounds", "1", "--local-steps", str(steps // 2)]
+        words += ["--output", output, "--partition", "iid"]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+    report = json.loads(done.stdout)
+    device = max(row["peak_rss_bytes"] for row in report["agents"] if row["role"] == "device")
+    return {"tokens_per_second": report["tokens_per_second"], "peak_rss_bytes": device}
+
+
+def main() -> None:
+    """Measure in turns and print medians, spread and the ratio of each pair."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    model = resolve(options.model, serve.cache_directory())
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "text.txt"
+        data.write_text(
+            "".join(f"line {n}: pump {n % 7} reports pressure {n * 37 % 101}\n" for n in range(4000))
+        )
+        pairs = [
+            (fleet(model, options.steps, data), single(model, options.threads, options.steps))
+            for _ in range(options.pairs)
+        ]
+    show("tokens/s, fleet", [ours["tokens_per_second"] for ours, _ in pairs])
+    show("tokens/s, single process", [theirs["tokens_per_second"] for _, theirs in pairs])
+    show("ratio of tokens/s", [a["tokens_per_second"] / b["tokens_per_second"] for a, b in pairs])
+    show("peak MB, device", [ours["peak_rss_bytes"] / 1e6 for ours, _ in pairs])
+    show("peak MB, single process", [theirs["peak_rss_bytes"] / 1e6 for _, theirs in pairs])
+
+
+def show(name: str, values: list[float]) -> None:
+    """One line: median, and least to most."""
+    print(f"{name:26}{statistics.median(values):10.2f}   {min(values):.2f} to {max(values):.2f}")
+
+
+if __name__ == "__main__":
+    main()
