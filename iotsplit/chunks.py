@@ -18,6 +18,8 @@ from iotsplit.errors import ChunkMismatchError, MalformedMessageError, MessageTo
 CHUNK_BYTES = 60 * 1024
 HEADER_BYTES = 160  # room for the array around the bytes, ids at their longest
 RAW, LZ4 = 0, 1
+MAX_RATIO = 255  # LZ4 cannot do better: a byte of its format stands for at most so many
+PIECE_BYTES = 512  # what holding a piece costs beside its bytes
 
 
 class Head(NamedTuple):
@@ -127,8 +129,8 @@ class Assembler:
         self._open.move_to_end(key)
         if chunk.number not in entry.pieces:
             entry.pieces[chunk.number] = chunk.data
-            entry.held_bytes += len(chunk.data)
-            self.held_bytes += len(chunk.data)
+            entry.held_bytes += len(chunk.data) + PIECE_BYTES
+            self.held_bytes += len(chunk.data) + PIECE_BYTES
         if len(entry.pieces) == chunk.total:
             self._forget(key)
             return self._finish(chunk, b"".join(entry.pieces[i] for i in range(chunk.total)))
@@ -150,6 +152,8 @@ class Assembler:
 
 
 def _decompress(data: bytes, size: int) -> bytes:
+    if size > MAX_RATIO * len(data):  # the decompressor makes room for `size` at once
+        raise ChunkMismatchError(f"{len(data)} bytes cannot hold {size}")
     decompressor = lz4.frame.LZ4FrameDecompressor()
     try:
         body: bytes = decompressor.decompress(data, max_length=size + 1)
