@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 import msgpack
 import msgspec
 
-from iotsplit.errors import MalformedMessageError
+from iotsplit.errors import MalformedMessageError, UsageError
 from iotsplit.plan import Tier
 from iotsplit.settings import TrainingSettings
 
@@ -17,6 +17,7 @@ PROTOCOL_VERSION = 1
 
 Positive = Annotated[int, msgspec.Meta(gt=0)]
 NotNegative = Annotated[int, msgspec.Meta(ge=0)]
+Finite = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]  # one NaN would spoil every sum after it
 
 
 class PackedTensor(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,17 +66,17 @@ class TailGradient(Content, frozen=True, kw_only=True, tag="tail_gradient"):
     """Gradient of the loss by the last layer's output, and the loss as a number."""
 
     gradient: PackedTensor
-    loss_sum: float
-    tokens: int
+    loss_sum: Finite
+    tokens: NotNegative
 
 
 class Score(Content, frozen=True, kw_only=True, tag="score"):
     """What one micro-batch of held-out data scored: sums, so that they add up."""
 
-    loss_sum: float
-    tokens: int
-    exact: int
-    sequences: int
+    loss_sum: Finite
+    tokens: NotNegative
+    exact: NotNegative
+    sequences: NotNegative
 
 
 class Update(Content, frozen=True, kw_only=True, tag="update"):
@@ -197,7 +198,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         task: `train`, `evaluate`, or `idle` when there is nothing to do.
-        epoch: grows with every assignment of the session; frames of another epoch are void.
+        epoch: grows with every assignment of the agent; an older one and its frames are void.
         version: adapter version to start from.
         adapter: digest of that version's head; a head of another digest is somebody else's.
         problem: why the device is refused, for people.
@@ -347,7 +348,7 @@ def decode_state(payload: bytes, kind: type[_S]) -> _S:
     """
     try:
         return msgspec.json.decode(payload, type=kind)
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError, UsageError) as error:
         raise MalformedMessageError(str(error)) from None
 
 
