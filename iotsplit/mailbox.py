@@ -2,7 +2,7 @@
 
 from iotsplit import chunks
 from iotsplit.chunks import Assembler, Head
-from iotsplit.errors import MalformedMessageError
+from iotsplit.errors import MalformedMessageError, UsageError
 from iotsplit.messages import (
     PROTOCOL_VERSION,
     AdapterChunk,
@@ -31,6 +31,7 @@ from iotsplit.topics import Route, Topics
 
 RETAINED = (Birth, Assignment, Round, AdapterHead, AdapterChunk, AdapterLatest, Forget)
 AT_MOST_ONCE = (Metrics,)
+LEAST_CHUNK_BYTES = chunks.HEADER_BYTES + 1
 MAX_STATE_BYTES = 256 * 1024
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 MAX_OPEN_BYTES = 512 * 1024 * 1024
@@ -43,9 +44,22 @@ _SINGLE: dict[str, type[Round | Event | Command]] = {
 
 
 class Mailbox:
-    """One agent's letters: messages out become packets, packets in become messages."""
+    """One agent's letters: messages out become packets, packets in become messages.
+
+    Args:
+        topics: of the agent's fleet.
+        agent: its id.
+        chunk_bytes: largest payload of a frame.
+
+    Raises:
+        UsageError: chunks of that size would hold next to nothing.
+    """
 
     def __init__(self, topics: Topics, agent: str, *, chunk_bytes: int = chunks.CHUNK_BYTES) -> None:
+        if chunk_bytes < LEAST_CHUNK_BYTES:
+            raise UsageError(
+                f"chunk_bytes {chunk_bytes} is too small", fix=f"use {LEAST_CHUNK_BYTES} or more, such as 61440"
+            )
         self.topics = topics
         self._agent = agent
         self._chunk_bytes = chunk_bytes
@@ -78,7 +92,7 @@ class Mailbox:
             PeerError: the packet has to be dropped.
         """
         route = self.topics.parse(packet.topic)
-        if not packet.payload and route.first != "adapter":
+        if not packet.payload:
             return None  # a retained message was cleared
         match route:
             case Route("lan" | "wan", (to, sender, session)):
@@ -144,14 +158,16 @@ def _tier(name: str) -> Tier:
         raise MalformedMessageError(f"tier {name!r} is unknown") from None
 
 
-def _adapter(words: tuple[str, ...], payload: bytes) -> Message | None:
+def _adapter(words: tuple[str, ...], payload: bytes) -> Message:
+    if words[-1] in {"latest", "head"} and len(payload) > MAX_STATE_BYTES:
+        raise MalformedMessageError(f"{len(payload)} bytes of adapter/{words[-1]}")
     if words == ("latest",):
-        return decode_state(payload, AdapterLatest) if payload else None
+        return decode_state(payload, AdapterLatest)
     if len(words) != 2 or not words[0].isdecimal():  # noqa: PLR2004 - version and index
         raise MalformedMessageError("topic is unknown")
     if words[1] == "head":
-        head = decode_state(payload, AdapterHead) if payload else None
-        if head is not None and str(head.version) != words[0]:
+        head = decode_state(payload, AdapterHead)
+        if str(head.version) != words[0]:
             raise MalformedMessageError("an adapter head that differs from its topic")
         return head
     if not words[1].isdecimal():
