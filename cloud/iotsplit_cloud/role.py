@@ -82,6 +82,7 @@ class CloudRole:
         self._round = last_round
         self._activity: TrainingRound | EvaluationRound | None = None
         self._assigned: dict[str, Assignment] = {}
+        self._epochs: dict[str, int] = {}  # of each agent's newest assignment
         self._started_at: float | None = None
         self._looked_at = float("-inf")
         self._paused = False
@@ -154,9 +155,9 @@ class CloudRole:
         refusal = self._p.members.refusal(birth)
         if refusal and birth.online:
             said.append(self._event("agent_refused", birth.agent, refusal))
-            said.append(self._assign(Assignment(device=birth.agent, task="idle", problem=refusal)))
+            said.append(self._rest(birth.agent, problem=refusal))
         elif birth.role is Tier.DEVICE and birth.agent not in self._assigned:
-            said.append(self._assign(Assignment(device=birth.agent, task="idle")))
+            said.append(self._rest(birth.agent))
         if change == "restarted" and self._activity is not None:
             said += self._drop_of(birth.agent, "restarted", now)
         return said
@@ -331,7 +332,7 @@ class CloudRole:
             return []
         return [
             self._event("session_dropped", device, reason),
-            self._assign(Assignment(device=device, task="idle")),
+            self._rest(device),
             *self._activity.drop(device, reason, now),
         ]
 
@@ -343,7 +344,7 @@ class CloudRole:
                 device=device,
                 task=task,
                 session=f"{self._run}-{task[0]}{round_}-{device}",
-                epoch=1,
+                epoch=self._next_epoch(device),
                 round=round_,
                 edge=edge,
                 cloud=self.agent,
@@ -356,12 +357,21 @@ class CloudRole:
 
     def _hand_out(self, assignments: dict[str, Assignment]) -> list[Output]:
         rest = [d for d, a in self._assigned.items() if d not in assignments and a.task != "idle"]
-        idle = [self._assign(Assignment(device=device, task="idle")) for device in rest]
+        idle = [self._rest(device) for device in rest]
         self._p.chronicle.count_fetches(assignments.values(), self._p.library.current)
         return [*idle, *(self._assign(assignment) for assignment in assignments.values())]
 
     def _idle(self) -> list[Output]:
         return self._hand_out({})
+
+    def _rest(self, agent: str, *, problem: str = "") -> Assignment:
+        epoch = self._next_epoch(agent)
+        return self._assign(Assignment(device=agent, task="idle", epoch=epoch, problem=problem))
+
+    def _next_epoch(self, agent: str) -> int:
+        # A broker may deliver again what an agent has left behind; a restarted cloud must outrank its past.
+        self._epochs[agent] = self._epochs.get(agent, self.birth.incarnation) + 1
+        return self._epochs[agent]
 
     def _assign(self, assignment: Assignment) -> Assignment:
         self._assigned[assignment.device] = assignment

@@ -86,13 +86,13 @@ class DeviceRole:
         return now if self._session.busy else self._session.awaited.next_due
 
     def _assign(self, assignment: Assignment) -> list[Output]:
+        if self._assignment is not None and assignment.epoch <= self._assignment.epoch:
+            return []  # a repetition, or what a newer one has replaced
         if assignment.problem:
             raise MismatchError(
                 f"the cloud refuses {self.agent}: {assignment.problem}",
                 fix="give this agent the model, cut and version of its fleet",
             )
-        if assignment == self._assignment:
-            return []
         self._assignment = assignment
         self._session = self._fetch = None
         if assignment.task not in SESSIONS or assignment.settings is None:

@@ -32,6 +32,7 @@ class EdgeRole:
         self.agent = birth.agent
         self.birth = birth
         self._load = load
+        self._epochs: dict[str, int] = {}  # of every device's newest assignment
         self._assignments: dict[str, Assignment] = {}  # of devices that are mine
         self._sessions: dict[str, EdgeSession] = {}  # by device, once the adapter is here
         self._fetches: dict[str, Fetch] = {}  # by the version's digest
@@ -67,13 +68,14 @@ class EdgeRole:
 
     def _assign(self, assignment: Assignment) -> list[Output]:
         device = assignment.device
+        if assignment.epoch <= self._epochs.get(device, -1):
+            return []  # a repetition, or what a newer one has replaced
+        self._epochs[device] = assignment.epoch
         if device == self.agent and assignment.problem:
             raise MismatchError(
                 f"the cloud refuses {self.agent}: {assignment.problem}",
                 fix="give this agent the model, cut and version of its fleet",
             )
-        if assignment == self._assignments.get(device):
-            return []
         self._assignments.pop(device, None)
         self._sessions.pop(device, None)
         self._early.pop(device, None)
