@@ -17,6 +17,7 @@ from iotsplit.messages import Birth, Event, Metrics
 from iotsplit.packet import Packet
 from iotsplit.plan import Tier, cut_model
 from iotsplit.role import Local, Role
+from iotsplit.runtime.runner import HEARTBEAT_S
 from iotsplit.settings import FleetSettings, TrainingSettings
 from iotsplit.tensors import adapters
 from iotsplit.tensors.models import describe
@@ -99,6 +100,7 @@ class Fleet:
         self.versions: list[Version] = []
         self.milestones: list[Milestone] = []
         self.packets = 0
+        self._heartbeat_at = 0.0
         self.agents: dict[str, Agent] = {}
         self._retained: dict[str, Packet] = {}
         self._filters: dict[str, frozenset[str]] = {}
@@ -249,9 +251,11 @@ class Fleet:
                 self._say(agent, agent.encode(agent.role.tick(self.now)))
                 return
         due = [agent.role.next_tick(self.now) for agent in self.agents.values()]
-        self.now = min([*due, *(entry[0] for entry in self._queue[:1]), self.now + 60.0])
-        for agent in list(self.agents.values()):
-            self._say(agent, agent.heartbeat(0))
+        self.now = min([*due, *(entry[0] for entry in self._queue[:1]), self._heartbeat_at])
+        if self._heartbeat_at <= self.now:
+            self._heartbeat_at = self.now + HEARTBEAT_S
+            for agent in list(self.agents.values()):
+                self._say(agent, agent.heartbeat(0))
 
     @property
     def report(self) -> Report:

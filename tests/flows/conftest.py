@@ -1,16 +1,31 @@
-"""What the flows share: one tiny model, one thread."""
+"""What the flows share: one tiny model, one thread, and parts that are loaded once."""
 
+import functools
 from pathlib import Path
 
 import pytest
 import torch
 
+from iotsplit.tensors import adapters
+from tests import support
+from tests.flows import weather
 from tests.support import tiny_model
+
+_initial = functools.cache(adapters.initial)
+_peft_config = functools.cache(adapters.peft_config)
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load each part once: fleets of the same model then start in a fraction of the time."""
+    monkeypatch.setattr(support, "load_part", weather.quick_part)
+    monkeypatch.setattr(adapters, "initial", _initial)
+    monkeypatch.setattr(adapters, "peft_config", _peft_config)
 
 
 @pytest.fixture(scope="session")
