@@ -6,6 +6,7 @@ drop retained messages beyond a hundred per subscription, so a reader asks for a
 
 import hashlib
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 from iotsplit.errors import MalformedMessageError
@@ -73,15 +74,15 @@ class Fetch:
         if self.head is None:
             return frozenset({f"adapter/{self.version}/head"})
         place = self.head.sections[self.section]
-        missing = [i for i in range(place.first, place.first + place.chunks) if i not in self._pieces]
-        return frozenset(f"adapter/{self.version}/{index}" for index in missing[:WINDOW])
+        missing = (i for i in range(place.first, place.first + place.chunks) if i not in self._pieces)
+        return frozenset(f"adapter/{self.version}/{index}" for index in islice(missing, WINDOW))
 
     def add(self, message: AdapterHead | AdapterChunk) -> bool:
         """Take a head or chunk; true when the section has become whole.
 
         Raises:
             MalformedMessageError: a head without the section, or pieces that do not match their digest;
-                the pieces are forgotten and asked for again.
+                head and pieces are forgotten and asked for again.
         """
         if message.version != self.version or self.body is not None:
             return False
@@ -107,7 +108,8 @@ class Fetch:
     def _join(self, place: AdapterSection) -> bool:
         body = b"".join(self._pieces[index] for index in sorted(self._pieces))
         if hashlib.sha256(body).hexdigest() != place.sha256:
-            self._pieces = {}
+            # With the head too: brokers send again only what is subscribed to anew.
+            self.head, self._pieces = None, {}
             raise MalformedMessageError(
                 f"adapter version {self.version}: {self.section} does not match its digest"
             )
