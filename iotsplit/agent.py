@@ -73,6 +73,15 @@ class Agent:
         birth = msgspec.structs.replace(self.role.birth, online=False)
         return self._mailbox.outgoing(birth)[0]
 
+    @property
+    def probe_topic(self) -> str:
+        """Where the agent sends something to itself, to learn what the broker passes on."""
+        return f"{self._mailbox.topics.root}probe/{self.role.agent}"
+
+    def renew(self, incarnation: int) -> None:
+        """Become a later incarnation."""
+        self.role.birth = msgspec.structs.replace(self.role.birth, incarnation=incarnation)
+
     def birth(self, *, renew: bool = False) -> list[Packet]:
         """The agent's state if it has changed since it was said, or to be said again after a reconnect."""
         birth = self.role.birth

@@ -22,10 +22,8 @@ class Role(Protocol):
 
     agent: str
     tier: Tier
-
-    @property
-    def birth(self) -> Birth:
-        """The agent's retained state as it is now; the runner publishes it when it changes."""
+    birth: Birth
+    """The agent's retained state as it is now; the runner publishes it when it changes."""
 
     @property
     def interests(self) -> frozenset[str]:

@@ -74,6 +74,7 @@ class MqttLink:
         """
         self._deliver = deliver
         self._last_will = last_will
+        self._closing.clear()
         connection = self._connect()
         self._keeper = threading.Thread(target=self._keep, args=(connection,), name="link", daemon=True)
         self._keeper.start()

@@ -13,7 +13,7 @@ import msgspec
 import structlog
 
 from iotsplit.agent import Agent
-from iotsplit.errors import RefusedError
+from iotsplit.errors import RefusedError, UsageError
 from iotsplit.messages import Birth, Command, Message
 from iotsplit.packet import Packet
 from iotsplit.role import Output
@@ -21,6 +21,7 @@ from iotsplit.runtime import clock
 from iotsplit.runtime.link import Link, LinkChange
 
 HEARTBEAT_S = 5.0
+GREETING_S = 10.0
 MAX_INBOX_PACKETS = 20_000
 
 log = structlog.get_logger()
@@ -30,6 +31,14 @@ log = structlog.get_logger()
 class _Done:
     outputs: Sequence[Output]
     error: BaseException | None = None
+
+
+class _NamesakeError(Exception):
+    """A later incarnation of this agent is somebody else."""
+
+    def __init__(self, refusal: RefusedError) -> None:
+        super().__init__(str(refusal))
+        self.refusal = refusal
 
 
 class _Stop:
@@ -45,11 +54,13 @@ class Runner:
     Args:
         agent: the role with its mailbox.
         link: the connection to the bus.
+        largest_bytes: largest message that the agent will send; the broker has to pass it on.
     """
 
-    def __init__(self, agent: Agent, link: Link) -> None:
+    def __init__(self, agent: Agent, link: Link, *, largest_bytes: int = 0) -> None:
         self._agent = agent
         self._link = link
+        self._largest_bytes = largest_bytes
         self._inbox: queue.SimpleQueue[Packet | LinkChange | _Done | Message | _Stop] = queue.SimpleQueue()
         self._jobs: queue.SimpleQueue[Message | float | None] = queue.SimpleQueue()
         self._letters: deque[Message] = deque()
@@ -74,18 +85,64 @@ class Runner:
         worker = threading.Thread(target=self._work, name="role", daemon=True)
         worker.start()
         self._link.open(self._deliver, last_will=self._agent.last_will)
-        problem = ""
+        problem: str | None = ""
         try:
+            self._greet()
             self._say(self._agent.birth(renew=True))
             self._loop()
+        except _NamesakeError as error:
+            problem = None  # the state topic is the other's now
+            raise error.refusal from None
         except Exception as error:
             problem = str(error) or type(error).__name__
             raise
         finally:
             self._jobs.put(None)
             with contextlib.suppress(OSError):
-                self._say(self._agent.farewell(problem))
+                if problem is not None:
+                    self._say(self._agent.farewell(problem))
                 self._link.close()
+
+    def _greet(self) -> None:
+        """Learn whether the broker passes our largest messages, and what it remembers of us.
+
+        A board without a clock of its own may have started in 1970: its incarnation then follows the one
+        that the broker remembers, and it connects again so that its last will carries it too.
+
+        Raises:
+            UsageError: the broker does not pass the message on.
+        """
+        remembered = self._send_to_self()
+        if remembered >= self._agent.role.birth.incarnation:
+            self._link.close()
+            self._agent.renew(remembered + 1)
+            self._link.open(self._deliver, last_will=self._agent.last_will)
+
+    def _send_to_self(self) -> int:
+        """Send the largest message to ourselves; gives the incarnation that comes before it, or -1."""
+        own, probe = self._agent.last_will.topic, self._agent.probe_topic
+        self._link.subscribe(frozenset({own, probe}))
+        self._link.publish(Packet(topic=probe, payload=bytes(self._largest_bytes), qos=0))
+        remembered = -1
+        deadline = clock.now() + GREETING_S
+        while True:
+            try:
+                event = self._inbox.get(timeout=max(0.0, deadline - clock.now()))
+            except queue.Empty:
+                raise UsageError(
+                    f"the broker does not pass on a message of {self._largest_bytes} bytes on {probe}",
+                    fix="use a smaller --chunk-bytes, or look at the broker's size limit and access rules",
+                ) from None
+            if isinstance(event, _Stop):
+                self._stopping = True
+                return remembered
+            if not isinstance(event, Packet):
+                continue
+            if event.topic == probe:
+                return remembered
+            birth = self._agent.decode(event) if event.topic == own and event.retain else None
+            if isinstance(birth, Birth):
+                remembered = max(remembered, birth.incarnation)
 
     def _deliver(self, event: Packet | LinkChange) -> None:
         # Nothing relies on delivery: what is dropped here is asked for again.
@@ -123,8 +180,8 @@ class Runner:
         match event:
             case Packet():
                 message = self._agent.decode(event)
-                if isinstance(message, Birth) and message.agent == self._agent.role.agent:
-                    self._check_namesake(message, live=not event.retain)
+                if isinstance(message, Birth) and message.agent == self._agent.role.agent and not event.retain:
+                    self._check_own_state(message)
                 if message is not None:
                     self._letters.append(message)
             case LinkChange(up=True):
@@ -153,12 +210,15 @@ class Runner:
         own = self._agent.last_will.topic
         return self._agent.filters | {own}
 
-    def _check_namesake(self, birth: Birth, *, live: bool) -> None:
-        if live and birth.online and birth.incarnation > self._agent.role.birth.incarnation:
-            raise RefusedError(
+    def _check_own_state(self, birth: Birth) -> None:
+        if birth.online and birth.incarnation > self._agent.role.birth.incarnation:
+            refusal = RefusedError(
                 f"another agent named {birth.agent} has joined this fleet (process {birth.pid})",
                 fix="give each agent an --id of its own",
             )
+            raise _NamesakeError(refusal)
+        if not birth.online:
+            self._say(self._agent.birth(renew=True))  # an earlier incarnation's last words
 
     def _say(self, packets: Sequence[Packet]) -> None:
         for packet in packets:

@@ -92,7 +92,7 @@ def serve(
         wall=clock.wall,
     )
     link = MqttLink(address_of(options), client_id(options.fleet, role.tier, role.agent))
-    runner = Runner(agent, link)
+    runner = Runner(agent, link, largest_bytes=options.chunk_bytes)
     interrupted = False
 
     def on_signal(number: int, frame: FrameType | None) -> None:
