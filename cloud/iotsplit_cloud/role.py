@@ -22,6 +22,7 @@ from iotsplit.rounds import deal
 from iotsplit.settings import FleetSettings, TrainingSettings
 from iotsplit_cloud import chronicle
 from iotsplit_cloud.chronicle import Chronicle
+from iotsplit_cloud.desk import Desk
 from iotsplit_cloud.evaluation import EvaluationRound
 from iotsplit_cloud.members import Members
 from iotsplit_cloud.records import Heard, Milestone
@@ -78,11 +79,9 @@ class CloudRole:
         self.birth = birth
         self.phase = Phase.WAITING
         self._p = parts
-        self._run = run
         self._round = last_round
         self._activity: TrainingRound | EvaluationRound | None = None
-        self._assigned: dict[str, Assignment] = {}
-        self._epochs: dict[str, int] = {}  # of each agent's newest assignment
+        self._desk = Desk(cloud=self.agent, run=run, first_epoch=birth.incarnation, settings=parts.settings)
         self._started_at: float | None = None
         self._looked_at = float("-inf")
         self._paused = False
@@ -155,9 +154,11 @@ class CloudRole:
         refusal = self._p.members.refusal(birth)
         if refusal and birth.online:
             said.append(self._event("agent_refused", birth.agent, refusal))
-            said.append(self._rest(birth.agent, problem=refusal))
-        elif birth.role is Tier.DEVICE and birth.agent not in self._assigned:
-            said.append(self._rest(birth.agent))
+            said.append(self._desk.rest(birth.agent, problem=refusal))
+        elif refusal:
+            said.append(self._desk.rest(birth.agent))  # the retained refusal must not meet the mended agent
+        elif birth.role is Tier.DEVICE and birth.agent not in self._desk:
+            said.append(self._desk.rest(birth.agent))
         if change == "restarted" and self._activity is not None:
             said += self._drop_of(birth.agent, "restarted", now)
         return said
@@ -198,6 +199,7 @@ class CloudRole:
             return [Reply(id=command, ok=False, detail=problem)]
         self._p.tail.load(self._p.library.current.sections[Tier.CLOUD])
         return [
+            self._p.library.current,  # exported anew
             *self._p.library.publish(),
             self._event("rolled_back", self.agent, f"to version {version}"),
             self._milestone(),
@@ -233,7 +235,7 @@ class CloudRole:
     def _evaluate(self, devices: list[str], edges: list[str], now: float) -> list[Output]:
         # Everyone's held-out data counts, whoever trains in a round.
         pairs = deal(devices, edges, devices_per_edge=None, seed=self._p.settings.seed, round_=1)
-        assignments = self._assignments(pairs, "evaluate", self._round)
+        assignments = self._desk.assign(pairs, "evaluate", self._round, self._p.library)
         self._activity = EvaluationRound(assignments, self._p.settings, self._p.tail, now=now)
         return [*self._enter(Phase.EVALUATING), *self._hand_out(assignments)]
 
@@ -247,7 +249,7 @@ class CloudRole:
             seed=self._p.settings.seed,
             round_=self._round,
         )
-        assignments = self._assignments(pairs, "train", self._round)
+        assignments = self._desk.assign(pairs, "train", self._round, self._p.library)
         self._activity = TrainingRound(
             assignments,
             self._p.settings,
@@ -268,6 +270,8 @@ class CloudRole:
         self._activity = None
         if isinstance(activity, TrainingRound):
             return self._trained(activity, now)
+        if not activity.sessions:
+            return self._enter(Phase.WAITING)  # nobody is left to be scored; again when someone is back
         when = "before" if self._p.chronicle.needs_baseline else "after"
         self._evaluated = True
         answering = self._p.members.answering()
@@ -276,7 +280,7 @@ class CloudRole:
         entered = self._enter(Phase.DONE if last else Phase.WAITING)
         said: list[Output] = [self._event("evaluated", self.agent, detail), *entered]
         if last:
-            said += self._idle()
+            said += self._hand_out({})
             said.append(self._event("finished", self.agent, f"after {self._round} rounds"))
         return [*said, self._milestone(), *self._begin(now)]
 
@@ -291,6 +295,8 @@ class CloudRole:
                 round_=self._round,
             )
             said += [version, *p.library.publish(), *p.library.forget()]
+        else:
+            p.tail.load(p.library.current.sections[Tier.CLOUD])  # its steps were for nothing
         row = p.chronicle.round_finished(
             training, round_=self._round, version=p.library.current.version, now=now
         )
@@ -332,50 +338,15 @@ class CloudRole:
             return []
         return [
             self._event("session_dropped", device, reason),
-            self._rest(device),
+            self._desk.rest(device),
             *self._activity.drop(device, reason, now),
         ]
 
     # --- what is said
 
-    def _assignments(self, pairs: dict[str, str], task: str, round_: int) -> dict[str, Assignment]:
-        return {
-            device: Assignment(
-                device=device,
-                task=task,
-                session=f"{self._run}-{task[0]}{round_}-{device}",
-                epoch=self._next_epoch(device),
-                round=round_,
-                edge=edge,
-                cloud=self.agent,
-                version=self._p.library.current.version,
-                adapter=self._p.library.digest,
-                settings=self._p.settings,
-            )
-            for device, edge in pairs.items()
-        }
-
-    def _hand_out(self, assignments: dict[str, Assignment]) -> list[Output]:
-        rest = [d for d, a in self._assigned.items() if d not in assignments and a.task != "idle"]
-        idle = [self._rest(device) for device in rest]
+    def _hand_out(self, assignments: dict[str, Assignment]) -> list[Assignment]:
         self._p.chronicle.count_fetches(assignments.values(), self._p.library.current)
-        return [*idle, *(self._assign(assignment) for assignment in assignments.values())]
-
-    def _idle(self) -> list[Output]:
-        return self._hand_out({})
-
-    def _rest(self, agent: str, *, problem: str = "") -> Assignment:
-        epoch = self._next_epoch(agent)
-        return self._assign(Assignment(device=agent, task="idle", epoch=epoch, problem=problem))
-
-    def _next_epoch(self, agent: str) -> int:
-        # A broker may deliver again what an agent has left behind; a restarted cloud must outrank its past.
-        self._epochs[agent] = self._epochs.get(agent, self.birth.incarnation) + 1
-        return self._epochs[agent]
-
-    def _assign(self, assignment: Assignment) -> Assignment:
-        self._assigned[assignment.device] = assignment
-        return assignment
+        return self._desk.hand_out(assignments)
 
     def _enter(self, phase: Phase = Phase.WAITING) -> list[Output]:
         if phase is not self.phase:
