@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from iotsplit.messages import Assignment, Contents, Frame, Identity, Want, frame_of
+from iotsplit.messages import Assignment, Contents, Frame, Identity, Update, Want, frame_of
 from iotsplit.plan import Tier
 from iotsplit.session import Awaited, Kept, wanted_by
 
@@ -31,9 +31,14 @@ class CloudSession:
 
     def belongs(self, frame: Frame) -> bool:
         """Whether the frame is of this session's epoch and comes from its edge, or from its device."""
-        mine = {Tier.EDGE: self.assignment.edge, Tier.DEVICE: self.assignment.device}
         current = frame.session == self.assignment.session and frame.epoch == self.assignment.epoch
-        return current and frame.device == self.assignment.device and frame.tier in mine
+        return current and frame.device == self.assignment.device and frame.sender == self._sender(frame)
+
+    def _sender(self, frame: Frame) -> str | None:
+        if isinstance(frame.content, Update):
+            return self.assignment.device  # the topic of an update names the device for both tiers
+        agents = {Tier.EDGE: self.assignment.edge, Tier.DEVICE: self.assignment.device}
+        return agents.get(frame.tier)
 
     def expect(self, kind: str, step: int, micro_batch: int, now: float) -> None:
         """Wait for a frame."""

@@ -1,10 +1,11 @@
 """The tensor side of the cloud: one tail model for all sessions, trained in lockstep."""
 
+import math
 from collections.abc import Mapping
 
 import torch
 
-from iotsplit.errors import TensorRefusedError
+from iotsplit.errors import NotFiniteError, TensorRefusedError
 from iotsplit.messages import Activation, Gradient, PackedTensor, Score, TailGradient, TailHidden
 from iotsplit.settings import TrainingSettings
 from iotsplit.tensors import adapters, optimizer_state
@@ -59,9 +60,8 @@ class Tail:
         hidden, mask, labels = self._inputs(content, with_labels=True)
         hidden.requires_grad_()
         loss_sum, _ = self._part.loss(self._part(hidden, mask), labels)
-        self._accumulate(key[0], loss_sum / content.step_tokens, None)
-        assert hidden.grad is not None  # noqa: S101 - the loss depends on it
-        return Gradient(gradient=pack(hidden.grad, self._settings.codec)), float(loss_sum.detach())
+        below = self._accumulate(key[0], loss_sum / content.step_tokens, hidden)
+        return below, float(loss_sum.detach())
 
     def open(self, key: Key, content: Activation) -> TailHidden:
         """Forward of one micro-batch whose loss is computed on the device."""
@@ -74,10 +74,11 @@ class Tail:
     def close(self, key: Key, content: TailGradient) -> Gradient:
         """Backward of a micro-batch that `open` left waiting."""
         gradient = self._unpack(content.gradient, self._shapes[key])
+        if not math.isfinite(content.loss_sum):
+            raise NotFiniteError("loss of a micro-batch")
         del self._shapes[key]
-        self._lend(key[0])
         below = self._boundary.close(key, gradient)
-        self._take_back(key[0])
+        self._add(key[0])
         assert below is not None  # noqa: S101 - the cloud's inputs always carry a gradient
         return Gradient(gradient=pack(below, self._settings.codec))
 
@@ -120,20 +121,24 @@ class Tail:
         """Take over an optimizer's state."""
         optimizer_state.from_bytes(self._optimizer, list(self._parameters), state)
 
-    def _accumulate(self, session: str, loss: torch.Tensor, gradient: torch.Tensor | None) -> None:
-        self._lend(session)
-        torch.autograd.backward(loss, gradient)
-        self._take_back(session)
+    def _accumulate(self, session: str, loss: torch.Tensor, hidden: torch.Tensor) -> Gradient:
+        torch.autograd.backward(loss)
+        assert hidden.grad is not None  # noqa: S101 - the loss depends on it
+        try:
+            below = Gradient(gradient=pack(hidden.grad, self._settings.codec))
+        except NotFiniteError:
+            # The micro-batch is refused and may come again: nothing of it may stay in the sum.
+            self._optimizer.zero_grad(set_to_none=True)
+            raise
+        self._add(session)
+        return below
 
-    def _lend(self, session: str) -> None:
-        held = self._gradients.get(session, {})
-        for name, parameter in self._parameters.items():
-            parameter.grad = held.get(name)
-
-    def _take_back(self, session: str) -> None:
+    def _add(self, session: str) -> None:
+        """Add the gradients of one backward pass to those of the session."""
         held = self._gradients.setdefault(session, {})
         for name, parameter in self._parameters.items():
-            held[name] = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+            new = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+            held[name] = held[name] + new if name in held else new
             parameter.grad = None
 
     def _inputs(

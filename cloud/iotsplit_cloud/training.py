@@ -126,8 +126,18 @@ class TrainingRound:
     def _hold(self, frame: Frame) -> list[Output]:
         # A session that is ahead waits here for the others; anything else is a repetition.
         held = self._held[frame.device]
-        ahead = isinstance(frame.content, Activation) and self.step < frame.step <= self.step + 1
-        if ahead and frame.identity not in {other.identity for other in held}:
+        match frame.content:
+            case Activation():
+                possible = frame.micro_batch < self._settings.micro_batches
+            case Update():
+                possible = UPDATE_OF.get(frame.tier) == frame.micro_batch
+            case _:
+                possible = False
+        if (
+            possible
+            and frame.step == self.step + 1
+            and frame.identity not in {other.identity for other in held}
+        ):
             held.append(frame)
         return []
 

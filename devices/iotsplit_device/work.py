@@ -45,6 +45,7 @@ class DeviceWork:
         for name, value in adapters.from_bytes(adapter, shapes).items():
             self._parameters[name].data.copy_(value)
         self._optimizer = adapters.make_optimizer(self._parameters, self.settings)
+        self._optimizer.zero_grad(set_to_none=True)  # what a session that was dropped has left
         self._boundary.drop_all()
 
     def forward(self, key: Key, batch: MicroBatch, *, step_tokens: int, steps: int) -> Activation:

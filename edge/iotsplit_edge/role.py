@@ -1,10 +1,11 @@
 """The edge's role: serve the sessions that are assigned to it, all on one frozen part. No I/O."""
 
+import contextlib
 from collections.abc import Callable
 
 import msgspec
 
-from iotsplit.errors import MismatchError
+from iotsplit.errors import MismatchError, PeerError
 from iotsplit.messages import AdapterChunk, AdapterHead, Assignment, Birth, Frame, Message
 from iotsplit.plan import Tier
 from iotsplit.retained import Fetch
@@ -109,7 +110,9 @@ class EdgeRole:
             )
             self._sessions[device] = EdgeSession(assignment, assignment.settings, work)
             for frame in self._early.pop(device, []):
-                said += self._sessions[device].handle(frame)
+                # One bad frame must not cost the others: it will be asked for, and refused by name then.
+                with contextlib.suppress(PeerError):
+                    said += self._sessions[device].handle(frame)
         return said
 
     def _frame(self, frame: Frame) -> list[Output]:

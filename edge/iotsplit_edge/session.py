@@ -58,14 +58,15 @@ class EdgeSession:
                 return self._answer(frame, frame.content)
             case Activation() if from_below:
                 return self._take_activation(key, frame)
-            case Gradient() if not from_below and self._backward <= key < self._forward:
+            case Gradient() if not from_below and self._work.waits_for(key):
                 return self._take_gradient(key, frame.content)
-            case Score() | TailHidden() | TailGradient():
+            case Score() | TailHidden() | TailGradient() if key < self._forward:
                 return self._pass_on(frame)
         return []  # a repetition, or from the wrong side
 
     def _take_activation(self, key: Key, frame: Frame) -> list[Output]:
-        if key < self._forward or len(self._early) >= MAX_EARLY:
+        full = len(self._early) >= MAX_EARLY and key != self._forward
+        if key < self._forward or key[1] > self._last_micro_batch or full:
             return []
         self._early[key] = frame
         said: list[Output] = []
@@ -135,8 +136,11 @@ class EdgeSession:
         )
         return [passed]
 
+    @property
+    def _last_micro_batch(self) -> int:
+        return self._settings.micro_batches - 1 if self._training else 0
+
     def _after(self, key: Key) -> Key:
         """The key that follows: evaluations have one micro-batch a step."""
         step, micro_batch = key
-        last = self._settings.micro_batches - 1 if self._training else 0
-        return (step + 1, 0) if micro_batch == last else (step, micro_batch + 1)
+        return (step + 1, 0) if micro_batch == self._last_micro_batch else (step, micro_batch + 1)

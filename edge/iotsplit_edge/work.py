@@ -58,6 +58,10 @@ class EdgeWork:
             steps=content.steps,
         )
 
+    def waits_for(self, key: Key) -> bool:
+        """Whether the gradient of what went up at `key` has not come yet."""
+        return key in self._shapes
+
     def unpack_gradient(self, key: Key, content: Gradient) -> torch.Tensor:
         """The gradient by what went up at `key`, checked."""
         return self._unpack(content.gradient, self._shapes[key])
