@@ -135,5 +135,5 @@ class FleetSettings:
         _at_least("edges", self.edges, 1)
         if self.devices_per_edge is not None:
             _at_least("devices_per_edge", self.devices_per_edge, 1)
-        if self.step_timeout <= 0 or self.wait_timeout < 0:
-            raise UsageError("a time-out is below zero", fix="give seconds, such as --step-timeout 120")
+        if not (self.step_timeout > 0 and self.wait_timeout >= 0):  # so that NaN is refused too
+            raise UsageError("a time-out is not above zero", fix="give seconds, such as --step-timeout 120")

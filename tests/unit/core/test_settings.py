@@ -1,0 +1,74 @@
+"""Settings refuse what cannot work, and name the setting."""
+
+from typing import Any
+
+import pytest
+
+from iotsplit.errors import UsageError
+from iotsplit.messages import decode_state, encode_state
+from iotsplit.plan import Labels
+from iotsplit.settings import Aggregation, Codec, FleetSettings, Optimizer, TrainingSettings
+
+
+@pytest.mark.parametrize("name", ["rounds", "local_steps", "batch_size", "micro_batches", "rank"])
+def test_counts_are_at_least_one(name: str) -> None:
+    changes: dict[str, Any] = {name: 0}
+    with pytest.raises(UsageError, match=f"{name} 0 is too small"):
+        TrainingSettings(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"sequence_length": 1}, "sequence_length"),
+        ({"seed": -1}, "seed"),
+        ({"micro_batches": 5, "batch_size": 4}, "micro_batches"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"learning_rate": float("inf")}, "learning_rate"),
+        ({"alpha": -1.0}, "alpha"),
+        ({"alpha": float("inf")}, "alpha"),
+        ({"target_modules": ()}, "target_modules"),
+        ({"evaluate": "never"}, "evaluate"),
+    ],
+)
+def test_training_that_cannot_work_is_refused(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        TrainingSettings(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"devices": 0}, "devices"),
+        ({"edges": 0}, "edges"),
+        ({"devices_per_edge": 0}, "devices_per_edge"),
+        ({"step_timeout": 0.0}, "time-out"),
+        ({"wait_timeout": -1.0}, "time-out"),
+        ({"step_timeout": float("nan")}, "time-out"),
+        ({"wait_timeout": float("nan")}, "time-out"),
+    ],
+)
+def test_a_fleet_that_cannot_work_is_refused(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        FleetSettings(**changes)
+
+
+def test_the_smallest_training_is_taken() -> None:
+    smallest = TrainingSettings(
+        rounds=1, local_steps=1, batch_size=1, micro_batches=1, sequence_length=2, rank=1, evaluate="rounds"
+    )
+    assert smallest.rounds == 1
+
+
+def test_settings_travel_unchanged() -> None:
+    settings = TrainingSettings(
+        cut=(2, 3),
+        labels=Labels.DEVICE,
+        codec=Codec.BF16,
+        aggregation=Aggregation.FLEXLORA,
+        optimizer=Optimizer.SGD,
+        learning_rate=1 / 3,
+        target_modules=("all-linear",),
+    )
+    assert decode_state(encode_state(settings), TrainingSettings) == settings
