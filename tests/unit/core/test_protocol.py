@@ -2,14 +2,16 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import msgspec
 import pytest
 
 from iotsplit import chunks, mailbox, messages, retained
+from iotsplit.agent import Agent
 from iotsplit.chunks import Chunk, Head
-from iotsplit.errors import TensorRefusedError
+from iotsplit.errors import MalformedMessageError, TensorRefusedError
 from iotsplit.mailbox import AT_MOST_ONCE, RETAINED, Mailbox
 from iotsplit.messages import AdapterChunk, Contents, Forget, Frame, PackedTensor, State, Update, Want
 from iotsplit.plan import Tier
@@ -37,7 +39,8 @@ def code(cell: str) -> list[str]:
     return re.findall(r"`([^`]+)`", cell)
 
 
-TOPICS = table("topic")
+TOPICS = [row for row in table("topic") if row["message"] != "none"]
+(PROBE,) = [row for row in table("topic") if row["message"] == "none"]
 KINDS: dict[str, type[State | Frame]] = {kind.__name__: kind for kind in (*get_args(State), Frame)}
 
 
@@ -73,6 +76,15 @@ def test_frames_lie_where_the_table_says(row: str, message: Frame) -> None:
     (topic,) = [topic for r in TOPICS for topic in code(r["topic"]) if topic.startswith(row)]
     filled = re.sub(r"<(\w+)>", lambda found: str(getattr(message, found[1])), topic)
     assert Topics("plant").topic_of(message) == f"iotsplit/plant/{filled}"
+
+
+def test_the_probe_lies_where_the_table_says_and_nobody_takes_it_for_a_message() -> None:
+    (topic,) = code(PROBE["topic"])
+    role: Any = SimpleNamespace(agent="<agent>")
+    probe = Agent(role, Mailbox(Topics("plant"), "d1")).probe_topic
+    assert probe == f"iotsplit/plant/{topic}"
+    with pytest.raises(MalformedMessageError):
+        Topics("plant").parse(probe)
 
 
 @pytest.mark.parametrize("row", TOPICS, ids=lambda row: row["topic"])
