@@ -12,6 +12,7 @@ from types import FrameType
 import structlog
 
 from iotsplit.agent import Agent, Sink, nowhere
+from iotsplit.errors import UsageError
 from iotsplit.mailbox import Mailbox
 from iotsplit.options import AgentOptions
 from iotsplit.plan import Tier
@@ -23,6 +24,7 @@ from iotsplit.runtime.runner import Runner
 from iotsplit.topics import Topics
 
 INTERRUPTED = 130
+LOG_LEVELS = ("debug", "info", "warning", "error")
 MAX_CLIENT_ID = 23  # MQTT 3.1.1 section 3.1.3.1: what every broker must accept
 
 log = structlog.get_logger()
@@ -38,7 +40,13 @@ def client_id(fleet: str, tier: Tier, agent: str) -> str:
 
 
 def start_logging(level: str) -> None:
-    """Lines for people on a terminal, JSON lines elsewhere; on stderr."""
+    """Lines for people on a terminal, JSON lines elsewhere; on stderr.
+
+    Raises:
+        UsageError: there is no such level.
+    """
+    if level not in LOG_LEVELS:
+        raise UsageError(f"log level {level!r} is unknown", fix=f"use one of {', '.join(LOG_LEVELS)}")
     terminal = sys.stderr.isatty()
     renderer = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
     structlog.configure(
