@@ -20,7 +20,7 @@ SUMMARIES = {
     "cloud": "run the cloud of a fleet: rounds, head and adapter versions",
     "edge": "run an edge: the middle layers",
     "device": "run a device: the data and the first layers",
-    "broker": "run a broker, or check one",
+    "broker": "run a broker that is ready for fleets",
     "adapters": "list, show or roll back adapter versions of a live fleet",
     "export": "write a live fleet's adapter as a PEFT directory",
     "split": "cut a model into a part for each tier",

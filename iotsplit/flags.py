@@ -7,6 +7,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any
 
 import cyclopts
@@ -84,12 +85,16 @@ def nested_default(field: Field[Any]) -> Any:
 
 
 def about(spec: type) -> str:
-    """A class's docstring before its ``Args:``."""
-    return (inspect.getdoc(spec) or spec.__name__).partition("\n\nArgs:")[0]
+    """What a class's docstring says between its first line and its ``Args:``; may be nothing."""
+    return _words(spec).partition("\n\n")[2]
 
 
 def _first_line(spec: type) -> str:
-    return about(spec).splitlines()[0].rstrip(".")
+    return _words(spec).splitlines()[0].rstrip(".")
+
+
+def _words(spec: type) -> str:
+    return (inspect.getdoc(spec) or spec.__name__).partition("\n\nArgs:")[0]
 
 
 def _owner(spec: type, name: str) -> type:
@@ -140,7 +145,7 @@ def _parameter(leaf: Leaf, group: Group) -> inspect.Parameter:
         negative="",
         required=False,
         show_default=_shown_default(leaf),
-        converter=_comma_list(leaf) if leaf.items else None,
+        converter=_converter(leaf),
         n_tokens=1 if leaf.items else None,
         metavar="LIST" if leaf.items else None,
     )
@@ -160,6 +165,19 @@ def _shown_default(leaf: Leaf) -> bool | Callable[[Any], str]:
     return True
 
 
+def _converter(leaf: Leaf) -> Callable[[Any, Sequence[Any]], Any] | None:
+    if leaf.items:
+        return _comma_list(leaf)
+    return _path if Path in (leaf.kind, *typing.get_args(leaf.kind)) else None
+
+
+def _path(_kind: Any, tokens: Sequence[Any]) -> Path:
+    # Path("") is the current directory, and a script's unset variable must not mean that.
+    if not tokens[0].value:
+        raise ValueError("it is empty")
+    return Path(tokens[0].value)
+
+
 def _comma_list(leaf: Leaf) -> Callable[[Any, Sequence[Any]], tuple[Any, ...]]:
     def convert(_kind: Any, tokens: Sequence[Any]) -> tuple[Any, ...]:
         words = [word.strip() for word in tokens[0].value.split(",") if word.strip()]
@@ -168,9 +186,16 @@ def _comma_list(leaf: Leaf) -> Callable[[Any, Sequence[Any]], tuple[Any, ...]]:
             kinds = (kinds[0],) * len(words)
         if len(words) != len(kinds):
             raise ValueError(f"wants {len(kinds)} values with commas between them")
-        return tuple(kind(word) for kind, word in zip(kinds, words, strict=True))
+        return tuple(_item(kind, word) for kind, word in zip(kinds, words, strict=True))
 
     return convert
+
+
+def _item(kind: Any, word: str) -> Any:
+    try:
+        return kind(word)
+    except ValueError:
+        raise ValueError(f"{word!r} is not a whole number") from None
 
 
 class Reader:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from iotsplit.errors import UsageError
 from iotsplit.flags import Leaf, Reader, about, leaves_of, nested_default, suggest
+from iotsplit.settings import at_least
 
 ENVIRONMENT_PREFIX = "IOTSPLIT_"
 # Not options, but read from the environment all the same.
@@ -88,6 +89,14 @@ class AgentOptions(BrokerOptions, CommonOptions):
     threads: int = 1
     state_dir: Path | None = None
     log_level: str = "info"
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work, naming the setting.
+
+        Raises:
+            UsageError: a value is out of its range.
+        """
+        at_least("threads", self.threads, 1)
 
 
 class _Spec(Protocol):

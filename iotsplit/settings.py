@@ -80,9 +80,9 @@ class TrainingSettings:
             UsageError: a value is out of its range.
         """
         for name in ("rounds", "local_steps", "batch_size", "micro_batches", "rank"):
-            _at_least(name, getattr(self, name), 1)
-        _at_least("sequence_length", self.sequence_length, 2)
-        _at_least("seed", self.seed, 0)
+            at_least(name, getattr(self, name), 1)
+        at_least("sequence_length", self.sequence_length, 2)
+        at_least("seed", self.seed, 0)
         if self.micro_batches > self.batch_size:
             raise UsageError(
                 f"micro_batches {self.micro_batches} is more than batch_size {self.batch_size}",
@@ -96,7 +96,12 @@ class TrainingSettings:
             raise UsageError(f"evaluate {self.evaluate!r} is unknown", fix="use rounds or ends")
 
 
-def _at_least(name: str, value: int, least: int) -> None:
+def at_least(name: str, value: int, least: int) -> None:
+    """Refuse a setting that is too small.
+
+    Raises:
+        UsageError: it is, and named.
+    """
     if value < least:
         raise UsageError(f"{name} {value} is too small", fix=f"use {least} or more")
 
@@ -131,9 +136,9 @@ class FleetSettings:
         Raises:
             UsageError: a value is out of its range.
         """
-        _at_least("devices", self.devices, 1)
-        _at_least("edges", self.edges, 1)
+        at_least("devices", self.devices, 1)
+        at_least("edges", self.edges, 1)
         if self.devices_per_edge is not None:
-            _at_least("devices_per_edge", self.devices_per_edge, 1)
+            at_least("devices_per_edge", self.devices_per_edge, 1)
         if not (self.step_timeout > 0 and self.wait_timeout >= 0):  # so that NaN is refused too
             raise UsageError("a time-out is not above zero", fix="give seconds, such as --step-timeout 120")

@@ -33,7 +33,9 @@ Signals = SimpleQueue[int]
 
 @dataclass(frozen=True, kw_only=True)
 class BrokerCommand(CommonOptions):
-    """A broker for fleets: Mosquitto with the settings that fleets need, else the embedded one.
+    """The broker.
+
+    Runs Mosquitto with the settings that fleets need, else the embedded broker, until a signal ends it.
 
     Args:
         port: TCP port; 0 for a free one, which is printed.

@@ -3,9 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from iotsplit.errors import UsageError
+
 LOOPBACK = "127.0.0.1"
 MAX_MESSAGE_BYTES = 1024 * 1024
+LARGEST_MQTT_BYTES = 268_435_455  # of the standard
 AUTOSAVE_S = 10
+LARGEST_AUTOSAVE_S = 86_400
 MAX_QUEUED_MESSAGES = 100_000
 MAX_QUEUED_BYTES = 256 * 1024 * 1024
 
@@ -34,10 +38,25 @@ class BrokerSettings:
     max_message_bytes: int = MAX_MESSAGE_BYTES
     autosave_s: int = AUTOSAVE_S
 
+    def __post_init__(self) -> None:
+        """Refuse values that no broker takes, naming the setting.
+
+        Raises:
+            UsageError: a value is out of its range.
+        """
+        _within("port", self.port, 0, 65535)
+        _within("max_message_bytes", self.max_message_bytes, 1, LARGEST_MQTT_BYTES)
+        _within("autosave_s", self.autosave_s, 1, LARGEST_AUTOSAVE_S)
+
     @property
     def scheme(self) -> str:
         """How clients address it."""
         return "mqtt" if self.cert_file is None else "mqtts"
+
+
+def _within(name: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise UsageError(f"{name} {value} is out of range", fix=f"use {least} to {most}")
 
 
 def mosquitto_conf(settings: BrokerSettings, *, user: str | None = None) -> str:

@@ -40,6 +40,8 @@ EXAMPLES = (
 class CloudOptions(AgentOptions):
     """The cloud.
 
+    Runs the rounds, the last layers and the adapter versions of a fleet, until all is done or a signal ends it.
+
     Args:
         output: Directory for adapter, report, metrics, and what a restarted cloud goes on from.
     """

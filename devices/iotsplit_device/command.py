@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from iotsplit import __version__
 from iotsplit.datasets import partition
@@ -37,12 +37,16 @@ EXAMPLES = (
 class DeviceOptions(AgentOptions):
     """The device's data.
 
+    Runs a device: the first layers of the model, beside the data that never leaves it.
+
     Args:
         data: File or folder with this device's data, or a built-in set that has data for this id.
+        columns: Columns or keys of the data: one of texts, or two of prompts and completions.
         eval_limit: Most held-out sequences to score.
     """
 
     data: str = ""
+    columns: tuple[str, ...] = ()
     eval_limit: int = 24
 
 
@@ -68,7 +72,8 @@ def main(words: Sequence[str]) -> int:
             threads=options.threads,
         )
     )
-    loader = make_loader(directory, info, records, device=agent, eval_limit=options.eval_limit)
+    corpus = Corpus(records=records, tokenizer=load_tokenizer(directory), eval_limit=options.eval_limit)
+    loader = make_loader(directory, info, corpus, device=agent)
     return serve.serve(DeviceRole(birth=birth, load=loader), options)
 
 
@@ -76,7 +81,7 @@ def _records(options: DeviceOptions, agent: str) -> list[Record]:
     if not options.data:
         raise UsageError("a device needs data", fix="name a file or folder with --data")
     if Path(options.data).exists():
-        return read(Path(options.data))
+        return read(Path(options.data), columns=options.columns)
     shares = partition.load(options.data)
     if agent not in shares:
         raise UsageError(
@@ -86,8 +91,41 @@ def _records(options: DeviceOptions, agent: str) -> list[Record]:
     return shares[agent]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """What a device learns from, before the cloud has said how.
+
+    Args:
+        records: its data.
+        tokenizer: of the model.
+        eval_limit: most held-out sequences.
+    """
+
+    records: Sequence[Record]
+    tokenizer: PreTrainedTokenizerBase
+    eval_limit: int
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The model's tokenizer.
+
+    Raises:
+        UsageError: it is missing or damaged.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory)
+    except Exception as error:
+        # Each kind of tokenizer stumbles in its own way.
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"{directory} holds no tokenizer that can be read ({reason})",
+            fix="fetch the whole model again: a device needs its tokenizer files",
+        ) from error
+    return tokenizer
+
+
 def make_loader(
-    directory: Path, info: ModelInfo, records: Sequence[Record], *, device: str, eval_limit: int
+    directory: Path, info: ModelInfo, corpus: Corpus, *, device: str
 ) -> Callable[[TrainingSettings], DeviceWork]:
     """What makes a device's part and data ready; it keeps what it made for the settings last seen."""
     made: dict[TrainingSettings, DeviceWork] = {}
@@ -103,12 +141,12 @@ def make_loader(
 
     def _batches(settings: TrainingSettings) -> Batches:
         train, held_out = tokenize(
-            records,
-            AutoTokenizer.from_pretrained(directory),
+            corpus.records,
+            corpus.tokenizer,
             sequence_length=settings.sequence_length,
             batch_size=settings.batch_size,
             seed=settings.seed,
-            eval_limit=eval_limit,
+            eval_limit=corpus.eval_limit,
         )
         return Batches(
             train,

@@ -80,6 +80,11 @@ def tokenize(
             f"({len(held_out)} held out), fewer than batch_size {batch_size}",
             fix="add data, or use a smaller batch_size or sequence_length",
         )
+    if not held_out:
+        raise UsageError(
+            f"{len(records)} records are all alike, so that none can be held out to score",
+            fix='add different data, or mark some with "split": "eval"',
+        )
     return train, held_out
 
 

@@ -25,7 +25,7 @@ def load(
     devices: int | None = None,
     partition: str | None = None,
     seed: int = 0,
-    columns: tuple[str, ...] | None = None,
+    columns: tuple[str, ...] = (),
 ) -> dict[str, list[Record]]:
     """The records of each device, from a built-in data set, a folder or a file.
 
@@ -34,7 +34,7 @@ def load(
         devices: how many; by default one for each file of a folder, else four.
         partition: ``files``, ``iid`` or ``dirichlet:A``; by default ``files`` where there are several.
         seed: of everything random.
-        columns: names of the columns of text, or of prompt and completion.
+        columns: names of the columns of text, or of prompt and completion; else they have these names.
 
     Raises:
         UsageError: the data cannot be read, or not be dealt like that.
@@ -46,9 +46,9 @@ def load(
         groups: Groups = groups_of(data, devices=count, seed=seed)
         return deal(groups, partition=partition or "files", devices=count, seed=seed)
     path = Path(data).expanduser()
-    if not path.exists():
+    if not data or not path.exists():
         raise UsageError(
-            f"there is no data at {data}",
+            f"there is no data at {data!r}",
             fix=f"give a file, a folder or one of {', '.join(Builtin)}",
         )
     groups = _groups_at(path, columns)
@@ -91,7 +91,7 @@ def deal(
     return {f"device-{n:0{width}}": hand for n, hand in enumerate(hands, start=1)}
 
 
-def _groups_at(path: Path, columns: tuple[str, ...] | None) -> dict[str, list[Record]]:
+def _groups_at(path: Path, columns: tuple[str, ...]) -> dict[str, list[Record]]:
     """A group for a file, and for each file or folder right below a folder."""
     if not path.is_dir():
         return {path.stem: read(path, columns=columns)}

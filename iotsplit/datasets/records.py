@@ -71,17 +71,17 @@ class _Row(msgspec.Struct, omit_defaults=True):
     split: Split | None = None
 
 
-def read(path: Path, *, columns: tuple[str, ...] | None = None) -> list[Record]:
+def read(path: Path, *, columns: tuple[str, ...] = ()) -> list[Record]:
     """Read a file, or all files of a folder in the order of their names.
 
     Args:
         path: a .txt, .log, .jsonl or .csv file, or a folder with such files.
-        columns: names of the column of a text, or of the columns of prompt and completion.
+        columns: name of the column of a text, or names of those of prompt and completion; by default these.
 
     Raises:
         UsageError: something cannot be read; says what, where and what to do.
     """
-    if columns is not None and len(columns) not in {1, 2}:
+    if len(columns) > len(("prompt", "completion")):
         raise UsageError(
             f"{len(columns)} columns are named",
             fix="name one column (text) or two (prompt,completion)",
@@ -131,7 +131,7 @@ def _is_usable(file: Path) -> bool:
     return not hidden and file.suffix.lower() in SUFFIXES
 
 
-def _read_file(path: Path, columns: tuple[str, ...] | None) -> list[Record]:
+def _read_file(path: Path, columns: tuple[str, ...]) -> list[Record]:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES and path.exists():
         raise UsageError(
@@ -191,7 +191,7 @@ def _csv_rows(path: Path, content: str) -> Iterator[tuple[int, dict[str, Any]]]:
                     f"{path} line {reader.line_num} has not as many fields as the header",
                     fix="put quotes around fields that hold commas or line ends",
                 )
-            yield reader.line_num, {**row, "split": row.get("split") or None}
+            yield reader.line_num, {name: text for name, text in row.items() if text or name != "split"}
     except csv.Error as error:
         raise UsageError(
             f"{path} line {reader.reader.line_num} is not CSV ({error})",
@@ -199,9 +199,9 @@ def _csv_rows(path: Path, content: str) -> Iterator[tuple[int, dict[str, Any]]]:
         ) from None
 
 
-def _record(where: str, row: dict[str, Any], columns: tuple[str, ...] | None) -> Record:
+def _record(where: str, row: dict[str, Any], columns: tuple[str, ...]) -> Record:
     wanted = dict(row)
-    if columns is not None:
+    if columns:
         missing = [name for name in columns if name not in row]
         if missing:
             raise UsageError(

@@ -42,7 +42,9 @@ class AdaptersOptions(BrokerOptions, CommonOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions(BrokerOptions, CommonOptions):
-    """Write a live fleet's adapter as a PEFT directory.
+    """What is exported.
+
+    Writes an adapter version of a live fleet as a PEFT directory.
 
     Args:
         output: Directory for adapter_config.json and adapter_model.safetensors.

@@ -39,6 +39,8 @@ DEMO_TRAINING = TrainingSettings(
 class DemoOptions(fleet.RunOptions):
     """The demo.
 
+    Trains together, shows what changed, and trains one device alone to compare.
+
     Args:
         skip_alone: Do not train one device alone for comparison.
     """

@@ -26,6 +26,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str
     data: str
+    columns: tuple[str, ...] = ()
     devices: int | None
     partition: str | None
     seed: int
@@ -54,6 +55,11 @@ class Output:
     def log(self, agent: str) -> Path:
         """The log of one agent."""
         return self.logs / f"{agent}.log"
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether there is anything that a run could go on from."""
+        return (self.root / "state" / "cloud" / "state.json").exists()
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:

@@ -12,14 +12,15 @@ from rich.console import Console
 from iotsplit.datasets import partition
 from iotsplit.errors import RunFailedError, UsageError
 from iotsplit.fleet import summary
-from iotsplit.fleet.client import address_of
+from iotsplit.fleet.client import connect
 from iotsplit.fleet.launcher import BROKER, ENDS, Broker, Launcher, end_of, interruptible, peak_rss_bytes
 from iotsplit.fleet.output import Origin, Output, to_toml
 from iotsplit.fleet.progress import Progress
 from iotsplit.options import BrokerOptions, CommonOptions, parse
 from iotsplit.plan import Tier, cut_model
 from iotsplit.runtime import clock
-from iotsplit.settings import FleetSettings, TrainingSettings
+from iotsplit.settings import FleetSettings, TrainingSettings, at_least
+from iotsplit.topics import Topics
 
 if TYPE_CHECKING:
     from iotsplit.tensors.models import ModelInfo
@@ -39,12 +40,15 @@ BROKER_KINDS = frozenset({"", "embedded", "mosquitto"})
 class RunOptions(BrokerOptions, CommonOptions):
     """The fleet.
 
+    Starts a broker, a cloud, edges and devices on this machine, each a process of its own, and trains.
+
     Args:
         model: Packaged name (smollm2), directory, .gguf file or hub id.
         data: Built-in set (plant, python-reference, fortunes), folder with a file per device, or a file.
         devices: Number of devices; by default one for each file of a folder, else 4.
         edges: Number of edges.
         devices_per_edge: Devices that an edge serves in a round; by default all, dealt evenly.
+        columns: Columns or keys of the data: one of texts, or two of prompts and completions.
         partition: How data is dealt: files, iid or dirichlet:0.3; by default files where there are several.
         broker: Address of a broker, or embedded, or mosquitto; by default Mosquitto if found, else embedded.
         output: Directory for adapter, report, metrics, logs; a run in the same one goes on.
@@ -58,11 +62,24 @@ class RunOptions(BrokerOptions, CommonOptions):
     devices: int | None = None
     edges: int = 1
     devices_per_edge: int | None = None
+    columns: tuple[str, ...] = ()
     partition: str | None = None
     output: Path = Path("out")
     fresh: bool = False
     threads: int = 1
     training: TrainingSettings = field(default_factory=TrainingSettings)
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work before anything long begins.
+
+        Raises:
+            UsageError: a value is out of its range, or a name cannot stand in topics.
+        """
+        for name in ("edges", "threads"):
+            at_least(name, getattr(self, name), 1)
+        for name in ("devices", "devices_per_edge"):
+            at_least(name, 1 if getattr(self, name) is None else getattr(self, name), 1)
+        Topics(self.fleet, self.topic_prefix)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +123,9 @@ def run(options: RunOptions, console: Console, *, title: str = "iotsplit run") -
     """
     output = Output(options.output)
     started = clock.now()
+    if options.broker not in BROKER_KINDS:
+        with connect(options):  # each agent would only find the same fault seconds later
+            pass
     with output.claimed():
         if options.fresh:
             output.start_over()
@@ -127,8 +147,6 @@ def prepare(options: RunOptions, output: Output, console: Console) -> Prepared:
     from iotsplit.runtime.serve import cache_directory  # noqa: PLC0415 - keeps --help quick
     from iotsplit.tensors.models import describe, resolve  # noqa: PLC0415 - needs torch
 
-    if options.broker not in BROKER_KINDS:
-        address_of(options)  # refuses before anything long begins
     with console.status("preparing the model"):
         model = resolve(options.model, cache_directory())
         info = describe(model)
@@ -147,14 +165,19 @@ def _deal(options: RunOptions, output: Output) -> list[str]:
     origin = Origin(
         model=options.model,
         data=options.data,
+        columns=options.columns,
         devices=options.devices,
         partition=options.partition,
         seed=options.training.seed,
     )
     earlier = output.origin()
-    if earlier is None:
+    if earlier is None or (earlier != origin and not output.has_trained):
         shares = partition.load(
-            options.data, devices=options.devices, partition=options.partition, seed=options.training.seed
+            options.data,
+            devices=options.devices,
+            partition=options.partition,
+            seed=options.training.seed,
+            columns=options.columns,
         )
         output.deal(origin, shares)
     elif earlier != origin:

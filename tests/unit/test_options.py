@@ -15,7 +15,9 @@ from iotsplit.settings import Codec, TrainingSettings
 
 @dataclass(frozen=True, kw_only=True)
 class Trial(CommonOptions):
-    """Try something.
+    """The trial.
+
+    Tries something.
 
     Args:
         data: Where the data lies,
@@ -136,7 +138,8 @@ def test_a_missing_required_option_is_named() -> None:
         (["--rounds"], "--rounds requires an argument"),
         (["--labels", "devce"], 'Did you mean "device"?'),
         (["--cut", "4"], "--cut: wants 2 values"),
-        (["--cut", "4,x"], "--cut"),
+        (["--cut", "4,x"], "--cut: 'x' is not a whole number"),
+        (["--config="], "--config: it is empty"),
         (["stray"], "unexpected 'stray'"),
         (["--no-json"], "--no-json"),
     ],
@@ -190,7 +193,12 @@ def test_help_shows_examples_first_then_every_option_in_groups(capsys: pytest.Ca
     assert shown.startswith("Examples:\n  iotsplit trial --data x\n")
     assert all(leaf.flag in shown for leaf in leaves_of(Trial))
     assert "even on two lines" in " ".join(shown.split())
-    assert shown.index("Try something") < shown.index("What is trained") < shown.index("--config")
+    assert (
+        shown.index("Tries something.")
+        < shown.index("─ The trial ─")
+        < shown.index("What is trained")
+        < shown.index("--config")
+    )
 
 
 @pytest.mark.parametrize("spec", [TrainingSettings, AgentOptions])
@@ -208,6 +216,11 @@ def test_a_password_comes_from_its_file_before_the_environment(tmp_path: Path) -
     assert options.password({"IOTSPLIT_PASSWORD": "other"}) == "s3cret"
     assert AgentOptions().password({"IOTSPLIT_PASSWORD": "other"}) == "other"
     assert AgentOptions().password({}) is None
+
+
+def test_an_agent_without_a_thread_is_refused() -> None:
+    with pytest.raises(UsageError, match="threads 0 is too small"):
+        AgentOptions(threads=0)
 
 
 def test_a_password_file_that_is_not_there_is_told() -> None:

@@ -3,9 +3,11 @@
 import tomllib
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from iotsplit.errors import UsageError
 from iotsplit_broker.settings import BrokerSettings, mosquitto_conf, rumqttd_conf
 
 
@@ -25,6 +27,15 @@ def test_mosquitto_gets_what_fleets_need(tmp_path: Path) -> None:
         f"persistence_location {tmp_path}/",
     ):
         assert line in told
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"port": -1}, {"port": 65536}, {"max_message_bytes": 0}, {"max_message_bytes": 2**28}, {"autosave_s": 0}],
+)
+def test_values_that_no_broker_takes_are_refused_by_name(tmp_path: Path, wrong: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match=f"{min(wrong)} .* is out of range"):
+        BrokerSettings(directory=tmp_path, **wrong)  # type: ignore[arg-type]  # tests only
 
 
 def test_queues_are_bounded_but_never_zero(tmp_path: Path) -> None:

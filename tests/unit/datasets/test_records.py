@@ -136,7 +136,7 @@ WRONG = {
         b'{"messages": [{"role": "user", "content": "?"}]}',
         "line 1: messages hold none of the assistant",
     ),
-    "other columns": ("a.csv", b"a,b\n1,2\n", "line 2 has no text, .* but a, b"),
+    "other columns": ("a.csv", b"a,b\n1,2\n", "line 2 has no text, .* but a, b; .*--columns"),
     "too few fields": ("a.csv", b"prompt,completion\na,b\nc\n", "line 3 has not as many fields"),
     "too many fields": ("a.csv", b"text\na,b\n", "line 2 has not as many fields"),
     "open quotes": ("a.csv", b'text\n"a\n', "line 2 is not CSV"),
@@ -191,7 +191,6 @@ def test_a_column_that_is_not_there_is_refused(tmp_path: Path) -> None:
     assert "mr, text" in caught.value.fix
 
 
-@pytest.mark.parametrize("columns", [(), ("a", "b", "c")])
-def test_neither_none_nor_three_columns_can_be_named(tmp_path: Path, columns: tuple[str, ...]) -> None:
+def test_no_more_than_two_columns_can_be_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="columns are named"):
-        read(put(tmp_path, "a.csv", "a,b,c\n1,2,3\n"), columns=columns)
+        read(put(tmp_path, "a.csv", "a,b,c\n1,2,3\n"), columns=("a", "b", "c"))

@@ -210,6 +210,11 @@ def test_a_repeated_record_is_not_both_trained_on_and_held_out() -> None:
     assert (len(train), len(held_out)) == (54, 2)
 
 
+def test_records_that_are_all_alike_leave_nothing_to_score() -> None:
+    with pytest.raises(UsageError, match="5 records are all alike"):
+        tokenize(notes(1) * 5, PLAIN, sequence_length=32)
+
+
 def test_a_held_out_record_that_is_also_trained_on_leaves_training() -> None:
     same = Pair("a", "b")
     train, held_out = tokenize([same, Pair("c", "d"), Pair("a", "b", "eval")], PLAIN, sequence_length=32)

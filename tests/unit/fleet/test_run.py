@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 from rich.console import Console
 
-from iotsplit.errors import MismatchError, RunFailedError, UsageError
+from iotsplit.errors import BrokerUnreachableError, MismatchError, RunFailedError, UsageError
 from iotsplit.fleet import run as module
 from iotsplit.fleet.launcher import Broker, Launcher
 from iotsplit.fleet.output import Output
@@ -153,8 +153,38 @@ def test_data_is_dealt_once(output: Output, logs: str) -> None:
 
 def test_a_directory_of_other_data_is_not_gone_on_with(output: Output, logs: str) -> None:
     module._deal(RunOptions(data=logs), output)
+    (output.root / "state" / "cloud").mkdir(parents=True)
+    (output.root / "state" / "cloud" / "state.json").touch()
     with pytest.raises(UsageError, match="holds a run of other model, data or devices"):
         module._deal(RunOptions(data=logs, devices=1), output)
+
+
+def test_a_run_that_failed_before_it_trained_does_not_bind_the_next_one(output: Output, logs: str) -> None:
+    module._deal(RunOptions(data=logs), output)
+    assert module._deal(RunOptions(data=logs, devices=1), output) == ["press"]
+
+
+def test_a_broker_that_nobody_reaches_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    options = RunOptions(broker="mqtt://127.0.0.1:1", output=tmp_path / "out")
+    with pytest.raises(BrokerUnreachableError, match="nobody listens at"):
+        module.run(options, Console(file=io.StringIO()))
+    assert not options.output.exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"edges": 0}, "edges 0"),
+        ({"threads": 0}, "threads 0"),
+        ({"devices": 0}, "devices 0"),
+        ({"devices_per_edge": 0}, "devices_per_edge 0"),
+        ({"fleet": "a/b"}, "fleet 'a/b'"),
+        ({"topic_prefix": "a/#/"}, "topic prefix"),
+    ],
+)
+def test_values_that_cannot_work_are_refused_at_once(given: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        RunOptions(**given)
 
 
 @pytest.mark.parametrize("name", ["cloud", "broker", "edge-1"])

@@ -4,7 +4,9 @@ import importlib.util
 import json
 import shutil
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -131,24 +133,59 @@ def test_what_does_not_exist_is_a_usage_error(
         resolve(name, tmp_path / "cache")
 
 
-def test_a_hub_id_is_downloaded(llama: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+class Hub:
+    """Stands in for the hub's client.
 
-    def download(name: str, **_: object) -> str:
-        asked.append(name)
-        return str(llama.directory)
+    Args:
+        answers: whether the hub can be reached.
+        has: where the model lies once it is here; without it there is none.
+    """
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    def __init__(self, *, answers: bool, has: Path | None) -> None:
+        self._answers, self._has = answers, has
+        self.asked: list[tuple[object, ...]] = []
+
+    def model_info(self, _name: str, *, timeout: float) -> SimpleNamespace:
+        assert 0 < timeout < 60
+        if not self._answers:
+            raise TimeoutError
+        return SimpleNamespace(sha="c0ffee")
+
+    def download(self, name: str, *, revision: str | None, local_files_only: bool, **_: object) -> str:
+        self.asked.append((name, revision, local_files_only))
+        if self._has is None:
+            raise FileNotFoundError
+        return str(self._has)
+
+
+@pytest.fixture
+def put_hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Hub], None]:
+    def put(hub: Hub) -> None:
+        monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
+        monkeypatch.setattr("huggingface_hub.snapshot_download", hub.download)
+
+    return put
+
+
+def test_a_hub_id_is_downloaded(llama: TinyModel, tmp_path: Path, put_hub: Callable[[Hub], None]) -> None:
+    hub = Hub(answers=True, has=llama.directory)
+    put_hub(hub)
     assert resolve("someone/tiny-llama", tmp_path) == llama.directory
-    assert asked == ["someone/tiny-llama"]
+    assert hub.asked == [("someone/tiny-llama", "c0ffee", False)]
 
 
-def test_a_hub_id_without_network_says_what_else_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(*_: object, **__: object) -> str:
-        raise ConnectionError
+def test_a_hub_that_is_silent_is_done_without(
+    llama: TinyModel, tmp_path: Path, put_hub: Callable[[Hub], None]
+) -> None:
+    hub = Hub(answers=False, has=llama.directory)
+    put_hub(hub)
+    assert resolve("someone/tiny-llama", tmp_path) == llama.directory
+    assert hub.asked == [("someone/tiny-llama", None, True)]
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    with pytest.raises(UsageError, match="smollm2") as caught:
+
+def test_a_hub_id_without_network_says_what_else_works(tmp_path: Path, put_hub: Callable[[Hub], None]) -> None:
+    put_hub(Hub(answers=False, has=None))
+    with pytest.raises(UsageError, match=r"reachable on the hub \(TimeoutError\); .*smollm2") as caught:
         resolve("someone/tiny-llama", tmp_path)
     assert caught.value.exit_code == 2
 
@@ -172,7 +209,22 @@ def test_directories_that_lack_something_say_what(llama: TinyModel, tmp_path: Pa
         resolve(str(tmp_path), tmp_path / "cache")
 
 
-@pytest.mark.parametrize("content", [b"", b"\x02", struct.pack("<Q", 5) + b"nojs!"])
+def header(text: bytes) -> bytes:
+    return struct.pack("<Q", len(text)) + text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x02",
+        header(b"nojs!"),
+        header(b"[]"),
+        header(b'{"a": 1}'),
+        header(b'{"a": {"dtype": "F32", "shape": [1]}}'),
+        header(b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}') + b"123",
+    ],
+)
 def test_damaged_safetensors_are_a_usage_error(llama: TinyModel, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.json").write_text((llama.directory / "config.json").read_text())
     (tmp_path / "model.safetensors").write_bytes(content)
@@ -231,3 +283,20 @@ def test_the_bundled_model_is_smollm2(smollm2: Path) -> None:
     assert (info.layers, info.hidden_size, info.vocabulary) == (30, 576, 49152)
     assert info.parameters == 134_515_008
     assert (smollm2 / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("index", ["[]", "{", '{"weight_map": 1}', '{"weight_map": {"a": "gone.safetensors"}}'])
+def test_a_damaged_index_of_shards_is_a_usage_error(llama: TinyModel, tmp_path: Path, index: str) -> None:
+    model = _copy(llama, tmp_path / "model")
+    (model / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(UsageError, match="cannot be read"):
+        describe(model)
+
+
+@pytest.mark.parametrize("config", ["{", "[]", "{}", '{"model_type": "llama", "num_hidden_layers": "x"}'])
+def test_a_damaged_configuration_is_told_in_one_line(llama: TinyModel, tmp_path: Path, config: str) -> None:
+    model = _copy(llama, tmp_path / "model")
+    (model / "config.json").write_text(config)
+    with pytest.raises(UsageError, match=r"config\.json") as caught:
+        resolve(str(model), tmp_path / "cache")
+    assert "\n" not in str(caught.value)
