@@ -14,10 +14,19 @@ from iotsplit.plan import Tier
 from iotsplit.settings import TrainingSettings
 
 PROTOCOL_VERSION = 1
+MAX_AGENTS = 4096
+"""Most agents that anybody remembers; names cost nothing, so others must not decide how many there are."""
 
 Positive = Annotated[int, msgspec.Meta(gt=0)]
 NotNegative = Annotated[int, msgspec.Meta(ge=0)]
 Finite = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]  # one NaN would spoil every sum after it
+
+WORD = "[A-Za-z0-9_.-]{1,64}"
+"""What may stand between two slashes of a topic."""
+
+# What we are told becomes part of a topic: a slash or a wildcard in it would stop who answers.
+Word = Annotated[str, msgspec.Meta(pattern=rf"^{WORD}\Z")]
+WordOrNone = Annotated[str, msgspec.Meta(pattern=rf"^({WORD})?\Z")]
 
 
 class PackedTensor(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +86,15 @@ class Score(Content, frozen=True, kw_only=True, tag="score"):
     tokens: NotNegative
     exact: NotNegative
     sequences: NotNegative
+
+    def __post_init__(self) -> None:
+        """Refuse more right sequences than there are.
+
+        Raises:
+            ValueError: such counts cannot be.
+        """
+        if self.exact > self.sequences:
+            raise ValueError(f"{self.exact} of {self.sequences} sequences are right")
 
 
 class Update(Content, frozen=True, kw_only=True, tag="update"):
@@ -204,14 +222,14 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
         problem: why the device is refused, for people.
     """
 
-    device: str
+    device: Word
     task: str
-    session: str = ""
+    session: WordOrNone = ""
     epoch: int = 0
     round: int = 0
-    edge: str = ""
-    cloud: str = ""
-    version: int = 0
+    edge: WordOrNone = ""
+    cloud: WordOrNone = ""
+    version: NotNegative = 0
     adapter: str = ""
     settings: TrainingSettings | None = None
     problem: str = ""
@@ -304,7 +322,7 @@ class Forget(msgspec.Struct, frozen=True, kw_only=True):
 class Command(msgspec.Struct, frozen=True, kw_only=True):
     """A person's request to the cloud: ``rollback``, ``pause``, ``resume``, ``now`` or ``stop``."""
 
-    id: str
+    id: Word
     verb: str
     version: int | None = None
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from iotsplit.errors import MalformedMessageError, UsageError
 from iotsplit.messages import (
+    WORD,
     AdapterChunk,
     AdapterHead,
     AdapterLatest,
@@ -25,7 +26,6 @@ from iotsplit.messages import (
 )
 from iotsplit.plan import Tier
 
-WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 AGENT_ID = re.compile(r"[A-Za-z0-9_-]{1,23}")
 
 # Words after each first word of a topic.
@@ -114,7 +114,7 @@ class Topics:
         first, *words = topic[len(self.root) :].split("/")
         if len(words) not in DEPTHS.get(first, frozenset()):
             raise MalformedMessageError("topic is unknown")
-        if not all(WORD.fullmatch(word) for word in words):
+        if not all(re.fullmatch(WORD, word) for word in words):
             raise MalformedMessageError("topic has a word that is not allowed")
         return Route(first, tuple(words))
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from iotsplit.errors import MalformedMessageError, NotFiniteError, TensorRefusedError
+from iotsplit.errors import MalformedMessageError, TensorRefusedError
 from iotsplit.messages import Activation, Assignment, Frame, Score, Want
 from iotsplit.plan import Labels, Tier
 from iotsplit.role import Output
@@ -128,7 +128,6 @@ class EvaluationRound:
                     session.expect("score", frame.step, 0, now)
                 return [session.answer(frame, answer)]
             case Score() as score if at_device:
-                _check(score)
                 scores[frame.step] = score
                 return []
         raise MalformedMessageError(f"a {frame.identity.kind} in an evaluation")
@@ -141,10 +140,3 @@ class EvaluationRound:
         self._steps[session.assignment.device] = content.steps
         for step in range(1, content.steps):
             session.expect("activation", step, 0, now)
-
-
-def _check(score: Score) -> None:
-    if not math.isfinite(score.loss_sum):
-        raise NotFiniteError("a score")
-    if not 0 <= score.exact <= score.sequences or score.tokens < 0:
-        raise MalformedMessageError("a score of impossible counts")

@@ -109,7 +109,9 @@ contents: st.SearchStrategy[Contents] = st.one_of(
     st.builds(Gradient, gradient=tensors),
     st.builds(TailHidden, hidden=tensors),
     st.builds(TailGradient, gradient=tensors, loss_sum=finite, tokens=at_least_0),
-    st.builds(Score, loss_sum=finite, tokens=at_least_0, exact=at_least_0, sequences=at_least_0),
+    st.builds(
+        Score, loss_sum=finite, tokens=at_least_0, exact=st.integers(0, 9), sequences=st.integers(9, 2**63 - 1)
+    ),
     st.builds(Update, tier=st.sampled_from(Tier), tokens=counts, tensors=st.binary(max_size=200)),
     st.builds(Want, wanted=st.text()),
 )

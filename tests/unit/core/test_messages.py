@@ -14,6 +14,7 @@ from iotsplit.messages import (
     AdapterChunk,
     Assignment,
     Birth,
+    Command,
     Contents,
     Forget,
     Frame,
@@ -162,6 +163,27 @@ def test_numbers_that_would_spoil_every_sum_are_refused(kind: str, field: str, v
     fields[field] = value
     with pytest.raises(MalformedMessageError):
         decode_content(msgpack.packb(fields))
+
+
+def test_more_right_sequences_than_there_are_is_refused() -> None:
+    with pytest.raises(MalformedMessageError, match="3 of 2"):
+        decode_content(
+            msgpack.packb({"kind": "score", "loss_sum": 1.0, "tokens": 5, "exact": 3, "sequences": 2})
+        )
+
+
+@pytest.mark.parametrize("name", ["a/b", "#", "+", "a\n", "ü", "x" * 65])
+@pytest.mark.parametrize("field", ["device", "session", "edge", "cloud"])
+def test_an_assignment_names_nothing_that_cannot_stand_in_a_topic(field: str, name: str) -> None:
+    fields = {"device": "d1", "task": "train", field: name}
+    with pytest.raises(MalformedMessageError):
+        decode_state(encode_state(fields), Assignment)
+
+
+@pytest.mark.parametrize("name", ["a/b", "#", "a\n", ""])
+def test_a_command_has_an_id_that_its_reply_can_stand_under(name: str) -> None:
+    with pytest.raises(MalformedMessageError):
+        decode_state(encode_state({"id": name, "verb": "now"}), Command)
 
 
 # --- frames
