@@ -19,6 +19,7 @@ CHUNK_BYTES = 60 * 1024
 HEADER_BYTES = 160  # room for the array around the bytes, ids at their longest
 RAW, LZ4 = 0, 1
 MAX_RATIO = 255  # LZ4 cannot do better: a byte of its format stands for at most so many
+MAX_NAME = 64
 PIECE_BYTES = 512  # what holding a piece costs beside its bytes
 
 
@@ -35,7 +36,7 @@ class Head(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """One chunk; `size` and `crc32` are those of the whole body before compression."""
+    """One chunk; `size` is that of the whole body before compression, `crc32` that of head and body."""
 
     head: Head
     number: int
@@ -46,6 +47,11 @@ class Chunk(NamedTuple):
     data: bytes
 
 
+def checksum(head: Head, body: bytes) -> int:
+    """CRC-32 of head and body: a wrong bit in the head would make a frame of another step of it."""
+    return zlib.crc32(body, zlib.crc32(msgpack.packb(head)))
+
+
 def cut(body: bytes, head: Head, *, chunk_bytes: int = CHUNK_BYTES) -> list[bytes]:
     """Cut a body into payloads of at most `chunk_bytes`."""
     packed = lz4.frame.compress(body, store_size=False)
@@ -53,7 +59,7 @@ def cut(body: bytes, head: Head, *, chunk_bytes: int = CHUNK_BYTES) -> list[byte
     room = chunk_bytes - HEADER_BYTES
     total = max(1, -(-len(sent) // room))
     view = memoryview(sent)
-    common = (total, len(body), zlib.crc32(body), packing)
+    common = (total, len(body), checksum(head, body), packing)
     return [
         msgpack.packb([*head, index, *common, view[index * room : (index + 1) * room]])
         for index in range(total)
@@ -83,6 +89,8 @@ def read(payload: bytes) -> Chunk:
     chunk = Chunk(Head(*fields[:7]), *fields[7:])
     if min(chunk.head.epoch, chunk.head.step, chunk.head.micro_batch, chunk.number, chunk.size) < 0:
         raise MalformedMessageError("a number below zero")
+    if max(len(chunk.head.device), len(chunk.head.tier), len(chunk.head.to_tier)) > MAX_NAME:
+        raise MalformedMessageError("a name that is too long")  # it would be held uncounted
     if chunk.number >= chunk.total:
         raise ChunkMismatchError(f"index {chunk.number} of {chunk.total}")
     if chunk.packing not in (RAW, LZ4):
@@ -146,7 +154,7 @@ class Assembler:
 
     def _finish(self, chunk: Chunk, data: bytes) -> bytes:
         body = _decompress(data, chunk.size) if chunk.packing == LZ4 else data
-        if len(body) != chunk.size or zlib.crc32(body) != chunk.crc32:
+        if len(body) != chunk.size or checksum(chunk.head, body) != chunk.crc32:
             raise ChunkMismatchError("size or checksum differ from what was announced")
         return body
 

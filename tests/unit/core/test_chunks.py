@@ -1,7 +1,7 @@
 """Frames as chunks: any order, repetition, loss, garbage, and bounds on memory."""
 
+import contextlib
 import random
-import zlib
 from typing import Any
 
 import lz4.frame
@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iotsplit.chunks import HEADER_BYTES, LZ4, PIECE_BYTES, RAW, Assembler, Chunk, Head, cut, read
+from iotsplit.chunks import HEADER_BYTES, LZ4, PIECE_BYTES, RAW, Assembler, Chunk, Head, checksum, cut, read
 from iotsplit.errors import ChunkMismatchError, MalformedMessageError, MessageTooLargeError, PeerError
 
 HEAD = Head(1, "d1", "device", "edge", 1, 2, 3)
-FIELDS: list[object] = [*HEAD, 0, 1, 2, zlib.crc32(b"ab"), RAW, b"ab"]
+FIELDS: list[object] = [*HEAD, 0, 1, 2, checksum(HEAD, b"ab"), RAW, b"ab"]
 MEBIBYTE = 1 << 20
 PIECE = 100 + PIECE_BYTES  # what a piece of `pieces` costs
 
@@ -132,7 +132,7 @@ def test_a_corrupted_chunk_is_found_and_the_message_can_be_sent_again() -> None:
 def test_what_is_not_lz4_is_refused_as_a_mismatch(data: bytes, size: int) -> None:
     body = b"not the body"
     with pytest.raises(ChunkMismatchError):
-        assembler().add("t", made(packing=LZ4, size=size, crc32=zlib.crc32(body), data=data))
+        assembler().add("t", made(packing=LZ4, size=size, crc32=checksum(HEAD, body), data=data))
 
 
 @given(st.binary(max_size=100) | st.binary(max_size=60).map(lambda tail: msgpack.packb(FIELDS)[:20] + tail))
@@ -160,7 +160,28 @@ def test_a_chunk_with_any_other_field_is_read_or_refused_and_never_joined_wrongl
         body = assembler().add("t", read(msgpack.packb(fields)))
     except PeerError:
         return
-    assert body is None or (len(body), zlib.crc32(body)) == (fields[9], fields[10])
+    head = Head(*fields[:7])  # type: ignore[arg-type]  # as it was read
+    assert body is None or (len(body), checksum(head, body)) == (fields[9], fields[10])
+
+
+@given(st.integers(0, 8 * len(msgpack.packb(FIELDS)) - 1))
+def test_a_wrong_bit_never_makes_another_frame(place: int) -> None:
+    payload = bytearray(msgpack.packb(FIELDS))
+    payload[place // 8] ^= 1 << place % 8
+    joined, head = None, HEAD
+    with contextlib.suppress(PeerError):
+        chunk = read(bytes(payload))
+        joined, head = assembler().add("t", chunk), chunk.head
+    assert joined in (None, b"ab")
+    assert joined is None or head == HEAD
+
+
+@pytest.mark.parametrize("place", [1, 2, 3])
+def test_longer_names_than_agents_can_have_are_refused(place: int) -> None:
+    fields = list(FIELDS)
+    fields[place] = "d" * 65
+    with pytest.raises(MalformedMessageError):
+        read(msgpack.packb(fields))
 
 
 @pytest.mark.parametrize("place", [4, 5, 6, 7, 9])

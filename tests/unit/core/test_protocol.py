@@ -158,6 +158,7 @@ LIMITS = {row["what"]: row["limit"] for row in table("what")}
         ("LZ4", [chunks.MAX_RATIO]),
         ("section of an adapter version", [retained.MAX_SECTION_BYTES >> 30]),
         ("topics of one adapter subscription", [retained.WINDOW]),
+        ("agents that one agent remembers", [messages.MAX_AGENTS]),
     ],
 )
 def test_the_limits_are_those_of_the_code(what: str, numbers: list[int]) -> None:
