@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from iotsplit.messages import Assignment, Birth, Event, Frame, Metrics, Update
+from iotsplit.messages import MAX_AGENTS, Assignment, Birth, Event, Frame, Metrics, Update
 from iotsplit.plan import Tier
 from iotsplit.role import Output
 from iotsplit_cloud.evaluation import EvaluationRound
@@ -55,8 +55,9 @@ class Chronicle:
     def take(self, metrics: Metrics) -> None:
         """Note another agent's metrics."""
         self._peaks[metrics.agent] = max(self._peaks.get(metrics.agent, 0), metrics.peak_rss_bytes)
-        if metrics.session is not None:
-            self._last[metrics.session, metrics.role] = metrics
+        key = (metrics.session or "", metrics.role)
+        if metrics.session is not None and (key in self._last or len(self._last) < MAX_AGENTS):
+            self._last[key] = metrics
 
     def count_update(self, frame: Frame) -> None:
         """Count the bytes of a LoRA update."""

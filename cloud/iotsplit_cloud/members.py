@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from iotsplit.messages import PROTOCOL_VERSION, Birth
+from iotsplit.errors import MalformedMessageError
+from iotsplit.messages import MAX_AGENTS, PROTOCOL_VERSION, Birth
 from iotsplit.plan import PartPlan, Tier
 
 SILENCE_S = 30.0
@@ -55,12 +56,17 @@ class Members:
         """Take a state message; return what it means: `joined`, `restarted`, `back`, `lost`, or nothing.
 
         A last will can overtake a birth: the state of an older incarnation says nothing.
+
+        Raises:
+            MalformedMessageError: one agent more than are remembered.
         """
         member = self._members.get(birth.agent)
         if member is not None and birth.incarnation < member.birth.incarnation:
             return ""
         if not birth.online:
             return self._lose(member, birth, now)
+        if member is None and len(self._members) >= MAX_AGENTS:
+            raise MalformedMessageError(f"more than {MAX_AGENTS} agents")
         self._members[birth.agent] = Member(birth, now)
         if member is None:
             return "joined"

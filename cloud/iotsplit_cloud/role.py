@@ -164,6 +164,8 @@ class CloudRole:
         return said
 
     def _metrics(self, metrics: Metrics, now: float) -> list[Output]:
+        if metrics.agent not in self._p.members:
+            return []  # it has not said who it is, and may be nobody
         was_lost = self._p.members.heard(metrics.agent, now)
         self._p.chronicle.take(metrics)
         said: list[Output] = [self._event("agent_back", metrics.agent, "")] if was_lost else []

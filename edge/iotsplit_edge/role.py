@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from iotsplit.errors import MismatchError, PeerError
-from iotsplit.messages import AdapterChunk, AdapterHead, Assignment, Birth, Frame, Message
+from iotsplit.errors import MalformedMessageError, MismatchError, PeerError
+from iotsplit.messages import MAX_AGENTS, AdapterChunk, AdapterHead, Assignment, Birth, Frame, Message
 from iotsplit.plan import Tier
 from iotsplit.retained import Fetch
 from iotsplit.role import Output
@@ -71,6 +71,8 @@ class EdgeRole:
         device = assignment.device
         if assignment.epoch <= self._epochs.get(device, -1):
             return []  # a repetition, or what a newer one has replaced
+        if device not in self._epochs and len(self._epochs) >= MAX_AGENTS:
+            raise MalformedMessageError(f"assignments of more than {MAX_AGENTS} agents")
         self._epochs[device] = assignment.epoch
         if device == self.agent and assignment.problem:
             raise MismatchError(
