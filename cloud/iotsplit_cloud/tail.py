@@ -10,12 +10,11 @@ from iotsplit.messages import Activation, Gradient, PackedTensor, Score, TailGra
 from iotsplit.settings import TrainingSettings
 from iotsplit.tensors import adapters, optimizer_state
 from iotsplit.tensors.boundary import Boundary
-from iotsplit.tensors.compression import pack, unpack, unpack_integers
+from iotsplit.tensors.compression import pack, unpack, unpack_labels, unpack_mask
 from iotsplit.tensors.parts import Part
 
 Key = tuple[str, int, int]
 """Session, step, micro-batch."""
-NO_LABEL = -100
 
 
 class Tail:
@@ -150,22 +149,11 @@ class Tail:
         if not fits or shape[2] != self._part.width:
             raise TensorRefusedError(f"hidden states of shape {shape}, at most {most} expected")
         hidden = self._unpack(content.hidden, shape)  # (batch, time, width)
-        mask = unpack_integers(content.mask, shape[:2])
+        mask = unpack_mask(content.mask, shape[:2])
         if not with_labels:
             return hidden, mask, mask
-        return hidden, mask, self._labels(content, shape[:2])
-
-    def _labels(self, content: Activation, shape: tuple[int, ...]) -> torch.Tensor:
-        if content.labels is None:
-            raise TensorRefusedError("no labels, though this fleet computes its loss in the cloud")
-        labels = unpack_integers(content.labels, shape).long()  # (batch, time)
-        counted = labels != NO_LABEL
-        inside = (labels >= 0) & (labels < self._part.vocabulary)
-        if not bool((inside | ~counted).all()):
-            raise TensorRefusedError("labels outside the vocabulary")
-        if not 0 < int(counted.sum()) <= content.step_tokens:
-            raise TensorRefusedError("more loss tokens than the step announces, or none")
-        return labels
+        labels = unpack_labels(content.labels, shape[:2], self._part.vocabulary, most=content.step_tokens)
+        return hidden, mask, labels
 
     def _unpack(self, packed: PackedTensor, shape: tuple[int, ...]) -> torch.Tensor:
         return unpack(packed, shape=shape, codec=self._settings.codec)

@@ -11,6 +11,7 @@ from iotsplit.messages import (
     Frame,
     Gradient,
     Metrics,
+    PackedTensor,
     Score,
     TailGradient,
     TailHidden,
@@ -18,7 +19,7 @@ from iotsplit.messages import (
     Want,
     frame_of,
 )
-from iotsplit.plan import Tier
+from iotsplit.plan import Labels, Tier
 from iotsplit.role import Output
 from iotsplit.session import Kept, wanted_by
 from iotsplit.settings import TrainingSettings
@@ -41,6 +42,7 @@ class EdgeSession:
         self._settings = settings
         self._work = work
         self._training = assignment.task == "train"
+        self._labels_stay = settings.labels is Labels.DEVICE
         self._kept = Kept()
         self._forward: Key = (0, 0)  # next to go up
         self._backward: Key = (0, 0)  # next to come down
@@ -60,8 +62,11 @@ class EdgeSession:
                 return self._take_activation(key, frame)
             case Gradient() if not from_below and self._work.waits_for(key):
                 return self._take_gradient(key, frame.content)
-            case Score() | TailHidden() | TailGradient() if key < self._forward:
-                return self._pass_on(frame)
+            case TailHidden(hidden=tensor) | TailGradient(gradient=tensor) if self._work.knows(key):
+                up = isinstance(frame.content, TailGradient)
+                return self._pass_on(frame, key, tensor) if from_below is up else []
+            case Score() if from_below is self._labels_stay and key < self._forward:
+                return self._pass_on(frame, key)
         return []  # a repetition, or from the wrong side
 
     def _take_activation(self, key: Key, frame: Frame) -> list[Output]:
@@ -83,7 +88,9 @@ class EdgeSession:
         if key[1] == 0:
             self._step_tokens = content.step_tokens
         self._forward = self._after(key)
-        self._kept.trim(frame.step - 1 if self._training else frame.step - MAX_EARLY)
+        over = frame.step - 1 if self._training else frame.step - MAX_EARLY
+        self._kept.trim(over)
+        self._work.trim(over)
         return [self._kept.keep(frame_of(self.assignment, up, way=UP, at=key))]
 
     def _take_gradient(self, key: Key, content: Gradient) -> list[Output]:
@@ -118,12 +125,14 @@ class EdgeSession:
             tokens=self._step_tokens,
         )
 
-    def _pass_on(self, frame: Frame) -> list[Output]:
-        way = UP if frame.tier is Tier.DEVICE else DOWN
-        at = (frame.step, frame.micro_batch)
+    def _pass_on(self, frame: Frame, key: Key, tensor: PackedTensor | None = None) -> list[Output]:
         if self._kept.again(frame.identity, epoch=frame.epoch) is not None:
             return []
-        return [self._kept.keep(frame_of(self.assignment, frame.content, way=way, at=at))]
+        if tensor is not None:
+            # What is kept is not taken a second time: garbage would stand in the way of the real one.
+            self._work.check(key, tensor)
+        way = UP if frame.tier is Tier.DEVICE else DOWN
+        return [self._kept.keep(frame_of(self.assignment, frame.content, way=way, at=key))]
 
     def _answer(self, frame: Frame, want: Want) -> list[Output]:
         again = self._kept.again(wanted_by(frame, want), epoch=self.assignment.epoch)

@@ -6,10 +6,11 @@ import torch
 
 from iotsplit.errors import TensorRefusedError
 from iotsplit.messages import Activation, Gradient, PackedTensor
+from iotsplit.plan import Labels
 from iotsplit.settings import TrainingSettings
 from iotsplit.tensors import adapters
 from iotsplit.tensors.boundary import Boundary
-from iotsplit.tensors.compression import pack, unpack, unpack_integers
+from iotsplit.tensors.compression import pack, unpack, unpack_labels, unpack_mask
 from iotsplit.tensors.parts import Part, sizes
 
 Key = tuple[int, int]
@@ -43,12 +44,15 @@ class EdgeWork:
         """Run hidden states through the part; when training, the graph stays open for the gradient."""
         shape = self._check(content)
         hidden = self._unpack(content.hidden, shape)  # (batch, time, width)
-        mask = unpack_integers(content.mask, shape[:2])
+        mask = unpack_mask(content.mask, shape[:2])
+        if self._settings.labels is Labels.CLOUD:
+            # What is passed on is not taken a second time: here garbage must not stand in the real one's way.
+            unpack_labels(content.labels, shape[:2], self._part.vocabulary, most=content.step_tokens)
         adapters.attach(self._part, self._parameters)
         with torch.set_grad_enabled(training):
             out: torch.Tensor = self._part(hidden.requires_grad_(training), mask)
+        self._shapes[key] = shape
         if training:
-            self._shapes[key] = shape
             out = self._boundary.open(key, hidden, out)
         return Activation(
             hidden=pack(out, self._settings.codec),
@@ -60,7 +64,23 @@ class EdgeWork:
 
     def waits_for(self, key: Key) -> bool:
         """Whether the gradient of what went up at `key` has not come yet."""
+        return key in self._boundary
+
+    def knows(self, key: Key) -> bool:
+        """Whether the shape of what went up at `key` is known, and its gradient has not come yet."""
         return key in self._shapes
+
+    def check(self, key: Key, packed: PackedTensor) -> None:
+        """Look whether a tensor that is only passed on fits what went up at `key`.
+
+        Raises:
+            PeerError: it is not what was agreed.
+        """
+        self._unpack(packed, self._shapes[key])
+
+    def trim(self, before_step: int) -> None:
+        """Forget the shapes of steps before that one."""
+        self._shapes = {key: shape for key, shape in self._shapes.items() if key[0] >= before_step}
 
     def unpack_gradient(self, key: Key, content: Gradient) -> torch.Tensor:
         """The gradient by what went up at `key`, checked."""

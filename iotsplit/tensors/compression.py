@@ -28,6 +28,9 @@ from iotsplit.settings import Codec
 
 Shape = tuple[int, ...]
 
+NO_LABEL = -100
+"""Stands for a place without loss."""
+
 _LARGEST_INT8 = 127  # -128 stays unused, so that the range is symmetric
 _LARGEST_U8 = 255
 _INT32 = np.iinfo(np.int32)
@@ -112,6 +115,42 @@ def unpack_integers(packed: PackedTensor, shape: Shape) -> torch.Tensor:
     dtype = _INTEGERS.get(packed.scheme, np.dtype(np.uint8))
     _check(packed, tuple(_INTEGERS), shape, math.prod(shape) * dtype.itemsize)
     return torch.from_numpy(np.frombuffer(packed.data, dtype).astype(np.int64)).reshape(shape)
+
+
+def unpack_mask(packed: PackedTensor, shape: Shape) -> torch.Tensor:
+    """Unpack a mask, as int64 of `shape`.
+
+    Raises:
+        TensorRefusedError: as for integers, or a value that is neither 0 nor 1.
+    """
+    mask = unpack_integers(packed, shape)
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise TensorRefusedError("a mask with values other than 0 and 1")
+    return mask
+
+
+def unpack_labels(packed: PackedTensor | None, shape: Shape, vocabulary: int, *, most: int) -> torch.Tensor:
+    """Unpack labels, as int64 of `shape`.
+
+    Args:
+        packed: from the bus, untrusted.
+        shape: what they must have.
+        vocabulary: number of token ids.
+        most: loss tokens that are announced; some of them may be in other micro-batches.
+
+    Raises:
+        TensorRefusedError: as for integers, none at all, an id that is none, or other counts.
+    """
+    if packed is None:
+        raise TensorRefusedError("no labels, though this fleet computes its loss in the cloud")
+    labels = unpack_integers(packed, shape)
+    counted = labels != NO_LABEL
+    inside = (labels >= 0) & (labels < vocabulary)
+    if not bool((inside | ~counted).all()):
+        raise TensorRefusedError("labels outside the vocabulary")
+    if not 0 < int(counted.sum()) <= most:
+        raise TensorRefusedError("more loss tokens than the step announces, or none")
+    return labels
 
 
 def _pack_fp32(values: torch.Tensor) -> bytes:

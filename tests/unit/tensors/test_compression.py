@@ -11,7 +11,14 @@ from iotsplit.errors import NotFiniteError, TensorRefusedError
 from iotsplit.messages import PackedTensor
 from iotsplit.settings import Codec
 from iotsplit.tensors import compression
-from iotsplit.tensors.compression import pack, pack_integers, unpack, unpack_integers
+from iotsplit.tensors.compression import (
+    pack,
+    pack_integers,
+    unpack,
+    unpack_integers,
+    unpack_labels,
+    unpack_mask,
+)
 
 SHAPES = st.lists(st.integers(0, 5), max_size=4).map(tuple)
 
@@ -177,6 +184,33 @@ def test_integers_of_another_scheme_shape_or_length_are_refused() -> None:
     ):
         with pytest.raises(TensorRefusedError):
             unpack_integers(PackedTensor(scheme=scheme, shape=shape, data=data), (2,))
+
+
+@pytest.mark.parametrize("value", [-1, 2, 255])
+def test_a_mask_holds_nothing_but_0_and_1(value: int) -> None:
+    packed = pack_integers(torch.tensor([[1, 0, value]]))
+    with pytest.raises(TensorRefusedError, match="other than 0 and 1"):
+        unpack_mask(packed, (1, 3))
+    assert unpack_mask(pack_integers(torch.tensor([[1, 0]])), (1, 2)).tolist() == [[1, 0]]
+
+
+def test_labels_are_ids_of_the_vocabulary_or_no_loss() -> None:
+    labels = torch.tensor([[4, -100, 0]])
+    assert torch.equal(unpack_labels(pack_integers(labels), (1, 3), 5, most=2), labels)
+    for value in (5, -1, -101):
+        with pytest.raises(TensorRefusedError, match="vocabulary"):
+            unpack_labels(pack_integers(torch.tensor([[1, value]])), (1, 2), 5, most=9)
+
+
+@pytest.mark.parametrize(("labels", "most"), [([1, 2], 1), ([-100, -100], 9)])
+def test_labels_are_as_many_as_announced_and_at_least_one(labels: list[int], most: int) -> None:
+    with pytest.raises(TensorRefusedError, match="loss tokens"):
+        unpack_labels(pack_integers(torch.tensor([labels])), (1, 2), 5, most=most)
+
+
+def test_labels_that_are_missing_are_refused() -> None:
+    with pytest.raises(TensorRefusedError, match="no labels"):
+        unpack_labels(None, (1, 2), 5, most=9)
 
 
 def test_what_is_unpacked_can_be_written_to() -> None:

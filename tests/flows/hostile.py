@@ -1,0 +1,466 @@
+"""Garbage for every topic of the protocol, by a seed: what no agent may take or stumble over."""
+
+import json
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import lz4.frame
+import msgpack
+import msgspec
+
+from iotsplit.chunks import HEADER_BYTES, LZ4, RAW, Head, cut, read
+from iotsplit.errors import PeerError
+from iotsplit.mailbox import MAX_STATE_BYTES, Mailbox
+from iotsplit.messages import (
+    Activation,
+    Birth,
+    Content,
+    Contents,
+    Gradient,
+    PackedTensor,
+    Score,
+    TailGradient,
+    TailHidden,
+    Update,
+    Want,
+    decode_content,
+    encode_content,
+)
+from iotsplit.packet import Packet
+from iotsplit.plan import Tier
+from iotsplit.topics import Topics
+
+TOPICS = Topics("test")
+STATE_WORDS = ("state", "round", "assign", "metrics", "events", "command", "head", "latest")
+OBEYED = ("state", "assign", "command")
+"""What is well-formed here is obeyed: who may write it is a matter of the broker's access rules."""
+
+BEFORE, AFTER = 3, 2
+"""Pieces of garbage ahead of each real packet, and behind it."""
+
+STRANGERS = ("stranger", "edge-9", "cloud-2", "a.b", "x" * 64)
+HUGE = (-1, -(2**63), 2**31, 2**53, 2**63, 2**64 - 1)
+EPOCHS = (-1, 0, 2**31, 2**64 - 1)
+
+WRONG_JSON = (
+    b"null",
+    b"[]",
+    b"{}",
+    b'""',
+    b"1e999",
+    b"{",
+    b"\xff\xfe{}",
+    b"[" * 100_000,
+    b'{"a":' * 100_000,
+    b'{"agent":["edge-1"],"role":"edge","online":true,"incarnation":9}',
+    b'{"agent":"edge-1","role":"queen","online":true,"incarnation":9}',
+    b'{"agent":"edge-1","role":"edge","online":1,"incarnation":9}',
+    b'{"agent":"edge-1","role":"edge","online":true,"incarnation":1.5}',
+    b'{"agent":"edge-1","role":"edge","online":true,"incarnation":"9"}',
+    b'{"agent":"edge-1","role":"edge","loss":NaN}',
+    b'{"agent":"edge-1","role":"edge","loss":1e999}',
+    b'{"agent":"\\ud800","role":"edge"}',
+    b'{"device":"a","task":"train","epoch":"999"}',
+    b'{"device":"a","task":"train","epoch":999,"settings":{"cut":[1]}}',
+    b'{"device":"a","task":"train","epoch":999,"settings":{"codec":"mp3"}}',
+    b'{"device":"a","task":"train","epoch":999,"settings":{"learning_rate":-1.0}}',
+    b'{"device":"a","task":"train","epoch":999,"edge":"edge-1/#"}',
+    b'{"device":"a","task":"train","epoch":999,"session":"a/b","edge":"edge-1"}',
+    b'{"device":"a","task":"train","epoch":999,"version":-1}',
+    b'{"version":"1"}',
+    b'{"version":1,"round":1,"model":"m","sections":{"edge":{"first":0}},"peft":{}}',
+    b'{"id":"a/b","verb":"dance"}',
+    b'{"id":"#","verb":"dance"}',
+    b'{"id":"","verb":"dance"}',
+    b'{"id":"a","verb":["now"]}',
+    b'{"id":"a","verb":"rollback","version":"1"}',
+)
+
+NESTED = (b"\x91" * 100_000, b"\x81\xa1a" * 50_000, b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff", b"\xc1")
+
+
+class Sent(NamedTuple):
+    """A packet that was sent to an agent, and whether it has to be counted as dropped there."""
+
+    packet: Packet
+    counted: bool
+
+
+class Hostile:
+    """Sends garbage to every agent along with every packet that it gets; a tamper of `Fleet`.
+
+    Args:
+        seed: of everything random.
+        agents: names in the fleet, to be imitated.
+        kinds: of garbage.
+    """
+
+    def __init__(self, seed: int, agents: Sequence[str], kinds: Sequence[str]) -> None:
+        self.sent: Counter[tuple[str, str, str]] = Counter()  # by agent, kind and first word of the topic
+        self.must_count: Counter[str] = Counter()  # by agent
+        self._chance = random.Random(seed)
+        self._agents = agents
+        self._kinds = kinds
+
+    def __call__(self, name: str, packet: Packet) -> Iterator[Packet]:
+        """The packet amid garbage."""
+        yield from self._garbage(name, packet, BEFORE)
+        yield packet
+        yield from self._garbage(name, packet, AFTER)
+
+    def _garbage(self, name: str, packet: Packet, count: int) -> Iterator[Packet]:
+        for _ in range(count):
+            kind = self._chance.choice(self._kinds)
+            for garbage, counted in KINDS[kind](self, name, packet):
+                self.sent[name, kind, _first(garbage.topic)] += 1
+                self.must_count[name] += counted
+                yield garbage
+
+    # --- what anybody could send
+
+    def noise(self, name: str, packet: Packet) -> Iterator[Sent]:
+        """Random bytes on any topic."""
+        topic = self._topic(name, packet)
+        yield Sent(packet_on(topic, self._chance.randbytes(self._chance.randint(1, 200))), not _is_raw(topic))
+
+    def wrong_json(self, name: str, packet: Packet) -> Iterator[Sent]:
+        """JSON of wrong types, and what is nested too deep."""
+        topic = self._topic(name, packet, *STATE_WORDS)
+        payload = self._chance.choice(WRONG_JSON)
+        # What agents say of metrics may have fields that are not known.
+        yield Sent(packet_on(topic, payload), True)
+
+    def wrong_msgpack(self, name: str, packet: Packet) -> Iterator[Sent]:
+        """Chunks that are none, and contents that are none."""
+        topic = self._topic(name, packet, "lan", "wan", "update")
+        payload = self._chance.choice(NESTED)
+        yield Sent(packet_on(topic, payload), True)
+        (body,) = cut(payload[:50_000], head(), chunk_bytes=61440)
+        yield Sent(packet_on(topic, body), True)
+        fields = list(msgpack.unpackb(body))
+        fields[self._chance.randrange(len(fields))] = self._chance.choice(["", None, 1.5, [], {"a": 1}, True])
+        yield Sent(packet_on(topic, msgpack.packb(fields)), True)
+
+    def oversized(self, name: str, packet: Packet) -> Iterator[Sent]:
+        """Announcements that nobody could keep, and texts over the limit."""
+        topic = self._topic(name, packet, "lan", "wan", "update")
+        size = self._chance.choice([2**28 + 1, 2**40, 2**64 - 1])
+        total, size = self._chance.choice([(1, size), (size, 10), (size, size)])
+        yield Sent(packet_on(topic, msgpack.packb([*head(), 0, total, size, 0, RAW, b"x"])), True)
+        topic = self._topic(name, packet, *STATE_WORDS)
+        yield Sent(packet_on(topic, b" " * MAX_STATE_BYTES + b"{}"), True)
+
+    def bomb(self, name: str, packet: Packet) -> Iterator[Sent]:
+        """A little that unpacks to a lot."""
+        topic = self._topic(name, packet, "lan", "wan", "update")
+        inside = self._chance.choice([bytes(4 << 20), b"\xdd\x00\x10\x00\x00" + b"\xc0" * (1 << 20)])
+        packed = lz4.frame.compress(inside, store_size=False)
+        for size in (len(inside), 100, 2**28):
+            yield Sent(packet_on(topic, msgpack.packb([*head(), 0, 1, size, 0, LZ4, packed])), True)
+
+    def unfinished(self, name: str, packet: Packet) -> Iterator[Sent]:
+        """The beginning of a frame that never ends."""
+        topic = self._topic(name, packet, "lan", "wan", "update")
+        fields = [*head(), self._chance.randrange(9), 10, 10_000, self._chance.getrandbits(32), RAW]
+        yield Sent(packet_on(topic, msgpack.packb([*fields, self._chance.randbytes(1000)])), False)
+
+    def stranger(self, name: str, packet: Packet) -> Iterator[Sent]:
+        """Births, last wills and metrics of agents of no fleet, and old ones of those who are in it."""
+        who = self._chance.choice(STRANGERS)
+        state = {"agent": who, "role": "device", "online": True, "incarnation": self._chance.choice(HUGE)}
+        yield Sent(_json(f"state/{who}", state | {"model": "another", "pid": -1}), False)
+        yield Sent(_json(f"state/{who}", state | {"online": False}), False)
+        yield Sent(_json(f"metrics/{who}", {"agent": who, "role": "edge", "dropped": 10**30}), False)
+        known = self._chance.choice(self._agents)
+        stale = Birth(agent=known, role=Tier.EDGE, online=False, incarnation=-5, problem="gone")
+        yield Sent(packet_on(f"state/{known}", msgspec.json.encode(stale)), False)
+        yield Sent(packet_on(f"state/{who}", msgspec.json.encode(stale)), True)
+
+    def command(self, name: str, packet: Packet) -> Iterator[Sent]:
+        """Requests that nobody understands."""
+        verb = self._chance.choice(["", "dance", "rollback", "x" * 1000])
+        yield Sent(_json("command", {"id": "9", "verb": verb}), False)
+
+    # --- what imitates the packet at hand
+
+    def truncated(self, name: str, packet: Packet) -> Iterator[Sent]:
+        """A copy without its end."""
+        if len(packet.payload) > 1 and not self._spares(packet):
+            end = self._chance.randrange(1, len(packet.payload))
+            yield Sent(packet_on(_path(packet), packet.payload[:end]), not _is_raw(_path(packet)))
+
+    def flipped(self, name: str, packet: Packet) -> Iterator[Sent]:
+        """A copy with wrong bits."""
+        if not packet.payload or self._spares(packet):
+            return
+        payload = bytearray(packet.payload)
+        where = self._chance.choice([len(payload), min(len(payload), HEADER_BYTES // 4)])
+        for _ in range(self._chance.randint(1, 3)):
+            payload[self._chance.randrange(where)] ^= 1 << self._chance.randrange(8)
+        damaged = packet_on(_path(packet), bytes(payload))
+        if _first(packet.topic) not in OBEYED or _is_refused(name, damaged):
+            yield Sent(damaged, False)
+
+    def renumbered(self, name: str, packet: Packet) -> Iterator[Sent]:
+        """A copy of another epoch, or with a step or micro-batch that cannot be."""
+        found = _content_of(packet)
+        if found is None:
+            return
+        head, content = found
+        place = self._chance.choice(["epoch", "step", "micro_batch"])
+        number = self._chance.choice(EPOCHS if place == "epoch" else HUGE)
+        yield from _frame(_path(packet), head, content, **{place: number})
+        yield from _frame(_path(packet), head, content, protocol=self._chance.choice([0, 2, -1]))
+
+    def borrowed(self, name: str, packet: Packet) -> Iterator[Sent]:
+        """A copy in the name of another agent, tier or session."""
+        found = _content_of(packet)
+        if found is None:
+            return
+        head, content = found
+        first, *words = _path(packet).split("/")
+        others = [each for each in (*self._agents, *STRANGERS) if each not in (*words, head.device)]
+        words[self._chance.randrange(len(words))] = self._chance.choice(others)
+        yield from _frame("/".join([first, *words]), head, content)
+        tier = self._chance.choice([each for each in ("device", "edge", "cloud", "") if each != head.tier])
+        yield from _frame(_path(packet), head, content, tier=tier)
+        yield from _frame(_path(packet), head, content, device=self._chance.choice(others))
+
+    def spoilt(self, name: str, packet: Packet) -> Iterator[Sent]:
+        """A copy in the right name whose values, types, shapes or counts are not acceptable."""
+        found = _content_of(packet)
+        if found is None:
+            return
+        head, content = found
+        plain = msgspec.to_builtins(content, builtin_types=(bytes,))
+        _SPOIL[type(content)](self._chance, plain)
+        for payload in cut(msgpack.packb(plain), head):
+            yield Sent(packet_on(_path(packet), payload), False)
+
+    def misplaced(self, name: str, packet: Packet) -> Iterator[Sent]:
+        """In the right name, something of another kind than the one that is due."""
+        found = _content_of(packet)
+        if found is None:
+            return
+        head, content = found
+        tensor = PackedTensor(scheme="fp32", shape=(1, 1, 1), data=bytes(4))
+        others: list[Contents] = [
+            Gradient(gradient=tensor),
+            TailHidden(hidden=tensor),
+            TailGradient(gradient=tensor, loss_sum=0.0, tokens=1),
+            Activation(hidden=tensor, mask=tensor, step_tokens=1, steps=1),
+            Update(tier=Tier.EDGE, tokens=1, tensors=b""),
+            Want(wanted=self._chance.choice(["", "activation", "x" * 5000])),
+        ]
+        other = self._chance.choice([each for each in others if type(each) is not type(content)])
+        yield from _frame(_path(packet), head, other)
+
+    def _spares(self, packet: Packet) -> bool:
+        """Some pieces of a version come through: who spoils all of them keeps the fleet from it."""
+        return _is_raw(_path(packet)) and self._chance.random() < 0.8
+
+    def _topic(self, name: str, packet: Packet, *first: str) -> str:
+        """Any topic that begins so, with names of this fleet or of nobody."""
+        session = next((w for w in _path(packet).split("/") if "-t" in w or "-e" in w), "no-session")
+        agent = self._chance.choice([*self._agents, *STRANGERS])
+        version, index = self._chance.randrange(4), self._chance.randrange(4)
+        tier = self._chance.choice(["device", "edge", "cloud"])
+        topics = {
+            "state": f"state/{agent}",
+            "round": "round",
+            "assign": f"assign/{self._chance.choice([name, agent])}",
+            "lan": f"lan/{name}/{agent}/{session}",
+            "wan": f"wan/{name}/{agent}/{session}",
+            "update": f"update/{agent}/{session}/{tier}",
+            "adapter": f"adapter/{version}/{index}",
+            "head": f"adapter/{version}/head",
+            "latest": "adapter/latest",
+            "metrics": f"metrics/{agent}",
+            "events": "events",
+            "command": "command",
+            "unknown": self._chance.choice(["", "state", "lan/a", "adapter/x/y", "no/such/topic", "state/+"]),
+        }
+        return topics[self._chance.choice(first or list(topics))]
+
+
+def _scheme(chance: random.Random, tensor: dict[str, Any]) -> None:
+    tensor["scheme"] = chance.choice(
+        [s for s in ("", "fp64", "mp3", "i32", "u8", "bf16") if s != tensor["scheme"]]
+    )
+
+
+def _shape(chance: random.Random, tensor: dict[str, Any]) -> None:
+    shape = list(tensor["shape"])
+    wrong = [
+        [],
+        [0] * len(shape),
+        shape[:-1],
+        [*shape, 1],
+        [-n for n in shape],
+        [2**40] * 3,
+        [n + 1 for n in shape],
+    ]
+    tensor["shape"] = chance.choice([*wrong, ["1"], [1.5]])
+
+
+def _length(chance: random.Random, tensor: dict[str, Any]) -> None:
+    tensor["data"] = chance.choice(
+        [b"", tensor["data"][:-1], tensor["data"] + b"x", tensor["data"] * 2, "text", None]
+    )
+
+
+def _infinite(chance: random.Random, tensor: dict[str, Any]) -> None:
+    # In every scheme the data begin with a float32 or, in bf16, with the upper half of one.
+    size = 2 if tensor["scheme"] == "bf16" else 4
+    wrong = chance.choice([b"\x00\x00\xc0\x7f", b"\x00\x00\x80\x7f", b"\x00\x00\x80\xff"])
+    tensor["data"] = wrong[-size:] + tensor["data"][size:]
+
+
+def _spoil_tensor(chance: random.Random, tensor: dict[str, Any]) -> None:
+    chance.choice([_scheme, _shape, _length, _infinite])(chance, tensor)
+
+
+def _spoil_activation(chance: random.Random, plain: dict[str, Any]) -> None:
+    place = chance.choice(["hidden", "mask", "labels", "step_tokens", "steps"])
+    if place in ("mask", "labels") and plain[place] is not None:
+        chance.choice([_scheme_of_floats, _shape, _length, _impossible])(chance, plain[place])
+    elif place in ("step_tokens", "steps"):
+        plain[place] = chance.choice([0, -1, -(2**63), 1.5, "2", None])
+    else:
+        _spoil_tensor(chance, plain["hidden"])
+
+
+def _scheme_of_floats(chance: random.Random, tensor: dict[str, Any]) -> None:
+    tensor["scheme"] = chance.choice(["", "fp32", "int8", "bf16"])
+
+
+def _impossible(chance: random.Random, tensor: dict[str, Any]) -> None:
+    value = chance.choice([61, -1, -101, 2**31 - 1]).to_bytes(4, "little", signed=True)  # no mask, no token id
+    tensor["scheme"], tensor["data"] = "i32", value * math.prod(tensor["shape"])
+
+
+def _spoil_gradient(chance: random.Random, plain: dict[str, Any]) -> None:
+    _spoil_tensor(chance, plain["gradient"])
+
+
+def _spoil_hidden(chance: random.Random, plain: dict[str, Any]) -> None:
+    _spoil_tensor(chance, plain["hidden"])
+
+
+def _spoil_tail_gradient(chance: random.Random, plain: dict[str, Any]) -> None:
+    match chance.choice(["gradient", "loss_sum", "tokens"]):
+        case "gradient":
+            _spoil_tensor(chance, plain["gradient"])
+        case "loss_sum":
+            plain["loss_sum"] = chance.choice([float("nan"), float("inf"), -float("inf"), 1e301, "1"])
+        case _:
+            plain["tokens"] = chance.choice([-1, 1.5, "2", None])
+
+
+def _spoil_score(chance: random.Random, plain: dict[str, Any]) -> None:
+    if chance.random() < 0.2:
+        plain["exact"] = plain["sequences"] + 1
+        return
+    name = chance.choice(["loss_sum", "tokens", "exact", "sequences"])
+    plain[name] = chance.choice([float("nan"), "1", None, -1 if name != "loss_sum" else 1e301])
+
+
+def _spoil_update(chance: random.Random, plain: dict[str, Any]) -> None:
+    match chance.choice(["tier", "tokens", "tensors", "values"]):
+        case "tier":
+            plain["tier"] = chance.choice(["cloud", "queen", 1])
+        case "tokens":
+            plain["tokens"] = chance.choice([0, -1, plain["tokens"] + 1, 2**63, "2"])
+        case "tensors":
+            cut_off = plain["tensors"][: chance.randrange(len(plain["tensors"]))]
+            plain["tensors"] = chance.choice([b"", cut_off, plain["tensors"] + b"x", b"\xff" * 64])
+        case _:
+            plain["tensors"] = plain["tensors"][:-4] + b"\x00\x00\xc0\x7f"
+
+
+def _spoil_want(chance: random.Random, plain: dict[str, Any]) -> None:
+    plain["wanted"] = chance.choice([None, 1, ["gradient"]])
+
+
+_SPOIL: dict[type[Content], Callable[[random.Random, dict[str, Any]], None]] = {
+    Activation: _spoil_activation,
+    Gradient: _spoil_gradient,
+    TailHidden: _spoil_hidden,
+    TailGradient: _spoil_tail_gradient,
+    Score: _spoil_score,
+    Update: _spoil_update,
+    Want: _spoil_want,
+}
+
+KINDS: dict[str, Callable[[Hostile, str, Packet], Iterator[Sent]]] = {
+    maker.__name__: maker
+    for maker in (
+        Hostile.noise,
+        Hostile.wrong_json,
+        Hostile.wrong_msgpack,
+        Hostile.oversized,
+        Hostile.bomb,
+        Hostile.unfinished,
+        Hostile.stranger,
+        Hostile.command,
+        Hostile.truncated,
+        Hostile.flipped,
+        Hostile.renumbered,
+        Hostile.borrowed,
+        Hostile.spoilt,
+        Hostile.misplaced,
+    )
+}
+
+
+def packet_on(path: str, payload: bytes) -> Packet:
+    """A packet of the fleet."""
+    return Packet(topic=TOPICS.root + path, payload=payload)
+
+
+def _json(path: str, plain: dict[str, Any]) -> Packet:
+    return packet_on(path, json.dumps(plain).encode())
+
+
+def _path(packet: Packet) -> str:
+    return packet.topic.removeprefix(TOPICS.root)
+
+
+def _first(topic: str) -> str:
+    return topic.removeprefix(TOPICS.root).partition("/")[0]
+
+
+def _is_raw(path: str) -> bool:
+    """Whether any bytes are acceptable there, until they have to match a digest."""
+    first, *words = path.split("/")
+    return first == "adapter" and len(words) == 2 and all(word.isdecimal() for word in words)
+
+
+def _is_refused(name: str, packet: Packet) -> bool:
+    try:
+        Mailbox(TOPICS, name).incoming(packet)
+    except PeerError:
+        return True
+    return False
+
+
+def head() -> Head:
+    """Of a frame from device a to its edge."""
+    return Head(1, "a", "device", "edge", 1, 0, 0)
+
+
+def _content_of(packet: Packet) -> tuple[Head, Contents] | None:
+    """Head and content of a frame; all frames of a tiny model are one chunk."""
+    if _first(packet.topic) not in ("lan", "wan", "update"):
+        return None
+    chunk = read(packet.payload)
+    body = lz4.frame.decompress(chunk.data) if chunk.packing == LZ4 else chunk.data
+    return chunk.head, decode_content(body)
+
+
+def _frame(path: str, head: Head, content: Contents, **changes: Any) -> Iterator[Sent]:
+    for payload in cut(encode_content(content), head._replace(**changes)):
+        yield Sent(packet_on(path, payload), False)
