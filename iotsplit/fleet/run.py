@@ -16,7 +16,7 @@ from iotsplit.fleet.client import connect
 from iotsplit.fleet.launcher import BROKER, ENDS, Broker, Launcher, end_of, interruptible, peak_rss_bytes
 from iotsplit.fleet.output import Origin, Output, to_toml
 from iotsplit.fleet.progress import Progress
-from iotsplit.options import BrokerOptions, CommonOptions, parse
+from iotsplit.options import AgentOptions, BrokerOptions, CommonOptions, parse
 from iotsplit.plan import Tier, cut_model
 from iotsplit.runtime import clock
 from iotsplit.settings import FleetSettings, TrainingSettings, at_least
@@ -54,6 +54,7 @@ class RunOptions(BrokerOptions, CommonOptions):
         output: Directory for adapter, report, metrics, logs; a run in the same one goes on.
         fresh: Start over in that directory.
         threads: CPU threads of each agent.
+        chunk_bytes: Largest MQTT message to send; below the broker's limit.
     """
 
     broker: str = ""
@@ -67,6 +68,7 @@ class RunOptions(BrokerOptions, CommonOptions):
     output: Path = Path("out")
     fresh: bool = False
     threads: int = 1
+    chunk_bytes: int = AgentOptions.chunk_bytes
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
     def __post_init__(self) -> None:
@@ -244,6 +246,7 @@ def _agent_words(agent: str, options: RunOptions, prepared: Prepared, address: s
         "--fleet": options.fleet,
         "--model": prepared.model,
         "--threads": options.threads,
+        "--chunk-bytes": options.chunk_bytes,
         "--topic-prefix": options.topic_prefix or None,
         "--user": options.user,
         "--password-file": options.password_file,

@@ -123,7 +123,8 @@ class Runner:
         """Send the largest message to ourselves; gives the incarnation that comes before it, or -1."""
         own, probe = self._agent.last_will.topic, self._agent.probe_topic
         self._link.subscribe(frozenset({own, probe}))
-        self._link.publish(Packet(topic=probe, payload=bytes(self._largest_bytes), qos=0))
+        largest = Packet(topic=probe, payload=bytes(self._largest_bytes), qos=0)
+        self._link.publish(largest)
         remembered = -1
         deadline = clock.now() + GREETING_S
         while True:
@@ -137,6 +138,8 @@ class Runner:
             if isinstance(event, _Stop):
                 self._stopping = True
                 return remembered
+            if isinstance(event, LinkChange) and event.up:
+                self._link.publish(largest)  # the first one went down with the connection
             if not isinstance(event, Packet):
                 continue
             if event.topic == probe:
@@ -181,7 +184,7 @@ class Runner:
         match event:
             case Packet():
                 message = self._agent.decode(event)
-                if isinstance(message, Birth) and message.agent == self._agent.role.agent and not event.retain:
+                if isinstance(message, Birth) and message.agent == self._agent.role.agent:
                     self._check_own_state(message)
                 if message is not None:
                     self._letters.append(message)
@@ -212,7 +215,8 @@ class Runner:
         return self._agent.filters | {own}
 
     def _check_own_state(self, birth: Birth) -> None:
-        if birth.online and birth.incarnation > self._agent.role.birth.incarnation:
+        # Also when it is offline: the broker lets only one of two namesakes in, so each finds the other's will.
+        if birth.incarnation > self._agent.role.birth.incarnation:
             refusal = RefusedError(
                 f"another agent named {birth.agent} has joined this fleet (process {birth.pid})",
                 fix="give each agent an --id of its own",
