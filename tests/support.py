@@ -3,13 +3,17 @@
 import heapq
 import itertools
 import random
+import string
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from paho.mqtt.client import topic_matches_sub
-from transformers import AutoConfig, AutoModelForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from iotsplit.agent import Agent
 from iotsplit.mailbox import Mailbox
@@ -17,7 +21,7 @@ from iotsplit.messages import Birth, Event, Metrics
 from iotsplit.packet import Packet
 from iotsplit.plan import Tier, cut_model
 from iotsplit.role import Local, Role
-from iotsplit.runtime.runner import HEARTBEAT_S
+from iotsplit.runtime.runner import HEARTBEAT_S, due_command
 from iotsplit.settings import FleetSettings, TrainingSettings
 from iotsplit.tensors import adapters
 from iotsplit.tensors.models import describe
@@ -58,6 +62,17 @@ def tiny_model(directory: Path, **changes: object) -> Path:
     config = AutoConfig.for_model(**wanted)
     make: Any = AutoModelForCausalLM.from_config
     make(config).save_pretrained(directory)
+    return directory
+
+
+def letters_model(directory: Path) -> Path:
+    """The same with a tokenizer that reads single letters."""
+    tiny_model(directory)
+    letters = {letter: place for place, letter in enumerate("?" + string.ascii_lowercase + " \n")}
+    words = Tokenizer(WordLevel(letters, unk_token="?"))
+    words.pre_tokenizer = Split("", "isolated")
+    tokenizer: Any = PreTrainedTokenizerFast
+    tokenizer(tokenizer_object=words, eos_token="?").save_pretrained(directory)
     return directory
 
 
@@ -119,7 +134,7 @@ class Fleet:
 
     # --- agents
 
-    def make_cloud(self, fleet: FleetSettings) -> CloudRole:
+    def make_cloud(self, fleet: FleetSettings, run: str = "abc") -> CloudRole:
         part = load_part(self._model, self._plans[Tier.CLOUD])
         adapters.inject(part, self._settings)
         tail = Tail(part, self._settings)
@@ -142,7 +157,7 @@ class Fleet:
             members=Members(model=self._info.fingerprint, plans=self._plans),
             chronicle=Chronicle(new_report("test", {}, self._settings)),
         )
-        return CloudRole(birth=self._birth("cloud", Tier.CLOUD), parts=parts, run="abc")
+        return CloudRole(birth=self._birth("cloud", Tier.CLOUD), parts=parts, run=run)
 
     def make_edge(self, name: str) -> EdgeRole:
         part = load_part(self._model, self._plans[Tier.EDGE])
@@ -256,6 +271,16 @@ class Fleet:
             self._heartbeat_at = self.now + HEARTBEAT_S
             for agent in list(self.agents.values()):
                 self._say(agent, agent.heartbeat(0))
+
+    @property
+    def pending(self) -> bool:
+        """Whether something is still on its way."""
+        return bool(self._queue)
+
+    def due(self) -> None:
+        """The round clock strikes."""
+        cloud = self.agents["cloud"]
+        self._say(cloud, cloud.encode(cloud.handle(due_command(), self.now)))
 
     @property
     def report(self) -> Report:

@@ -3,20 +3,14 @@
 import json
 import os
 import signal
-import string
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Split
-from transformers import PreTrainedTokenizerFast
 
-from tests.support import tiny_model
+from tests.support import letters_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.broker]
 
@@ -25,14 +19,7 @@ SETTINGS = ("--cut=1,3", "--local-steps=2", "--sequence-length=16", "--devices=2
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random llama that reads single letters."""
-    directory = tiny_model(tmp_path_factory.mktemp("tiny"))
-    letters = {letter: place for place, letter in enumerate("?" + string.ascii_lowercase + " \n")}
-    words = Tokenizer(WordLevel(letters, unk_token="?"))
-    words.pre_tokenizer = Split("", "isolated")
-    tokenizer: Any = PreTrainedTokenizerFast
-    tokenizer(tokenizer_object=words, eos_token="?").save_pretrained(directory)
-    return directory
+    return letters_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,78 @@
+"""Fleets in memory of the roles that the commands make, from the files that a run left."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from iotsplit.datasets.records import read
+from iotsplit.messages import Event, Metrics
+from iotsplit.options import parse
+from iotsplit.plan import Tier
+from iotsplit.role import Local
+from iotsplit.settings import FleetSettings, TrainingSettings
+from iotsplit.tensors import adapters
+from iotsplit_cloud import command as cloud
+from iotsplit_cloud.role import CloudRole
+from iotsplit_cloud.store import Store
+from iotsplit_device import command as device
+from iotsplit_device.role import DeviceRole
+from iotsplit_device.tokens import Tokens
+from iotsplit_device.work import DeviceWork
+from iotsplit_edge import command as edge
+from iotsplit_edge.role import EdgeRole
+from tests.support import Fleet
+
+EVAL_LIMIT = device.DeviceOptions(broker="").eval_limit
+
+
+class RealFleet(Fleet):
+    """The fleet of a ``run`` again, in memory.
+
+    Args:
+        model: directory with a tokenizer.
+        ran: output directory of the run: its data and its settings.
+        output: where this fleet's cloud writes.
+    """
+
+    def __init__(self, model: Path, ran: Path, output: Path) -> None:
+        words = [f"--config={ran / 'fleet.toml'}", f"--output={output}", f"--model={model}"]
+        self._options = parse(cloud.CloudOptions, [*words, "--broker=mqtt://127.0.0.1"], name="iotsplit cloud")
+        self._data = ran / "data"
+        self._peft = adapters.peft_config(model, self._options.training, base=str(model))
+        self._store = Store(output, agent="cloud", settings=self._options.training, peft=self._peft)
+        devices: dict[str, list[Tokens]] = {file.stem: [] for file in sorted(self._data.glob("*.jsonl"))}
+        super().__init__(model, self._options.training, devices, edges=self._options.members.edges)
+
+    @property
+    def training(self) -> TrainingSettings:
+        """The run's settings."""
+        return self._options.training
+
+    def make_cloud(self, fleet: FleetSettings, run: str = "") -> CloudRole:
+        del fleet, run  # the run's own
+        birth = self._birth("cloud", Tier.CLOUD)
+        return cloud.make_role(
+            birth, self._model, self._info, options=self._options, peft=self._peft, saved=self._store.load()
+        )
+
+    def make_edge(self, name: str) -> EdgeRole:
+        loader = edge.make_loader(self._model, self._info)
+        return EdgeRole(birth=self._birth(name, Tier.EDGE), load=loader)
+
+    def make_device(self, name: str, train: list[Tokens]) -> DeviceRole:
+        del train  # from the file
+        return DeviceRole(birth=self._birth(name, Tier.DEVICE), load=self.loader(name))
+
+    def loader(self, name: str) -> Callable[[TrainingSettings], DeviceWork]:
+        """What makes a device's part and data ready."""
+        records = read(self._data / f"{name}.jsonl")
+        corpus = device.Corpus(
+            records=records, tokenizer=device.load_tokenizer(self._model), eval_limit=EVAL_LIMIT
+        )
+        return device.make_loader(self._model, self._info, corpus, device=name)
+
+    def close(self) -> None:
+        self._store.close("done")
+
+    def _keep(self, kept: Local | Metrics | Event) -> None:
+        super()._keep(kept)
+        self._store.take(kept)

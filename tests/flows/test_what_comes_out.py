@@ -1,0 +1,88 @@
+"""What a run leaves on the disk: an adapter that PEFT reads, and a report that tells what happened."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from iotsplit.datasets.records import Text, write_jsonl
+from iotsplit.fleet.output import to_toml
+from iotsplit.plan import Labels
+from iotsplit.settings import Aggregation, FleetSettings
+from iotsplit_device.batches import MicroBatch
+from tests.flows.real import RealFleet
+from tests.flows.weather import settings
+from tests.support import letters_model
+
+pytestmark = pytest.mark.slow
+
+DATA = {"press": "the press is too hot today", "pump": "a pump runs dry and hums"}
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with a tokenizer."""
+    return letters_model(tmp_path_factory.mktemp("reader"))
+
+
+def prepared(directory: Path, **changes: Any) -> Path:
+    """A directory as ``iotsplit run`` prepares it."""
+    training = settings(rounds=2, local_steps=3, learning_rate=0.05, **changes)
+    members = FleetSettings(devices=len(DATA), edges=2, once=True)
+    (directory / "data").mkdir(parents=True)
+    (directory / "fleet.toml").write_text(to_toml(training, members))
+    for device, text in DATA.items():
+        records = [Text(text=f"{text} {'again ' * (n % 3)}") for n in range(40)]
+        write_jsonl(directory / "data" / f"{device}.jsonl", records)
+    return directory
+
+
+def loss_of(model: Any, batches: list[MicroBatch]) -> float:
+    total, tokens = 0.0, 0
+    for batch in batches:
+        with torch.no_grad():
+            logits = model(input_ids=batch.ids, attention_mask=batch.mask).logits
+        total += float(
+            torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), batch.labels.flatten(), ignore_index=-100, reduction="sum"
+            )
+        )
+        tokens += batch.tokens
+    return total / tokens
+
+
+@pytest.mark.parametrize("labels", Labels)
+@pytest.mark.parametrize("aggregation", Aggregation)
+def test_peft_computes_the_reported_loss_with_the_exported_adapter(
+    reader: Path, tmp_path: Path, labels: Labels, aggregation: Aggregation
+) -> None:
+    ran = prepared(tmp_path / "run", labels=labels, aggregation=aggregation)
+    with contextlib.closing(RealFleet(reader, ran, tmp_path / "out")) as fleet:
+        fleet.run()
+    base: Any = AutoModelForCausalLM.from_pretrained(reader, dtype=torch.float32)
+    work = [fleet.loader(device)(fleet.training) for device in DATA]
+    held_out = [batch for each in work for batch in each.batches.evaluation()]
+    scores = json.loads((tmp_path / "out" / "report.json").read_bytes())["eval"]
+    assert loss_of(base, held_out) == pytest.approx(scores["before"]["loss"], abs=1e-4)
+    whole: Any = PeftModel.from_pretrained(base, str(tmp_path / "out" / "adapter")).eval()
+    assert loss_of(whole, held_out) == pytest.approx(scores["after"]["loss"], abs=1e-4)
+    assert scores["after"]["loss"] < scores["before"]["loss"] - 0.01
+
+
+def test_the_report_tells_who_was_lost(reader: Path, tmp_path: Path) -> None:
+    ran = prepared(tmp_path / "run")
+    with contextlib.closing(RealFleet(reader, ran, tmp_path / "out")) as fleet:
+        fleet.run(until=lambda _: any(row.round == 1 and row.step == 0 for row in fleet.metrics))
+        fleet.lose("pump")
+        fleet.run()
+    report = json.loads((tmp_path / "out" / "report.json").read_bytes())
+    told = [(event["kind"], event["agent"]) for event in report["events"]]
+    assert told.index(("agent_lost", "pump")) < told.index(("session_dropped", "pump"))
+    assert report["rounds"][0]["dropped"] == [{"device": "pump", "reason": "pump is gone"}]
+    assert [row["device"] for row in report["rounds"][1]["sessions"]] == ["press"]
+    assert report["state"] == "done"
