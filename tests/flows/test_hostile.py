@@ -56,7 +56,7 @@ class WatchedFleet(WeatherFleet):
 
     def empty(self) -> None:
         """Deliver what is still on its way."""
-        self.run(until=lambda _: not self._queue)
+        self.run(until=lambda _: not self.pending)
 
 
 @functools.cache

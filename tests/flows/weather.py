@@ -71,6 +71,7 @@ class WeatherFleet(Fleet):
         names = list(devices)
         fleet = FleetSettings(**({"devices": len(names), "edges": edges, "once": True} | members))
         data = {name: sequences(name, 5) for name in names}
+        self._members = fleet
         super().__init__(model, settings, data, edges=edges, fleet=fleet)
 
     def make_device(self, name: str, train: list[Tokens]) -> DeviceRole:
@@ -89,6 +90,10 @@ class WeatherFleet(Fleet):
         """An agent starts again, knowing nothing."""
         is_edge = name.startswith("edge")
         self.join(self.make_edge(name) if is_edge else self.make_device(name, sequences(name, 5)))
+
+    def restart_cloud(self, run: str) -> None:
+        """The cloud starts again and knows nothing of its rounds."""
+        self.join(self.make_cloud(self._members, run))
 
     def _deliver(self, name: str, packet: Packet, delay: float = 0.0) -> None:
         for each in self.tamper(name, packet):
