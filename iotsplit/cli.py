@@ -1,5 +1,6 @@
 """The command ``iotsplit``: finds the command that the first word names, hands over, explains errors."""
 
+import errno
 import json
 import os
 import sys
@@ -14,6 +15,7 @@ from iotsplit.errors import RunFailedError, UsageError, UserError
 Main = Callable[[list[str]], int]
 
 INTERRUPTED = 130
+DISK_IS_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 SUMMARIES = {
     "demo": "fine-tune SmolLM2 with four devices and two edges on this machine",
     "run": "start a whole fleet on this machine and train",
@@ -48,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(words)
-    except SystemExit as end:  # help was printed
-        return end.code if isinstance(end.code, int) else 1
+    except SystemExit as end:
+        return _exit_code(end)
     except UserError as error:
         _explain(error, as_json="--json" in words)
         return error.exit_code
@@ -119,11 +121,16 @@ def _report_bug(error: Exception, words: list[str]) -> int:
     if {"-v", "--verbose"}.intersection(words):
         traceback.print_exception(error)
     what = " ".join(f"{type(error).__name__}: {error}".split())
-    _explain(
-        RunFailedError(what, fix="run again with -v to see where it came from"),
-        as_json="--json" in words,
-    )
+    is_full = isinstance(error, OSError) and error.errno in DISK_IS_FULL
+    fix = "free space on that disk" if is_full else "run again with -v to see where it came from"
+    _explain(RunFailedError(what, fix=fix), as_json="--json" in words)
     return RunFailedError.exit_code
+
+
+def _exit_code(end: SystemExit) -> int:
+    if isinstance(end.__context__, BrokenPipeError):  # rich ends so when a pipe is closed
+        return _hang_up()
+    return end.code if isinstance(end.code, int) else 1
 
 
 def _hang_up() -> int:

@@ -18,7 +18,10 @@ def losses(metrics: Path) -> dict[str, list[float]]:
     found: dict[str, list[float]] = defaultdict(list)
     with metrics.open("rb") as lines:
         for line in lines:
-            row = msgspec.json.decode(line, type=Metrics)
+            try:
+                row = msgspec.json.decode(line, type=Metrics)
+            except msgspec.DecodeError:  # cut short by a full disk
+                continue
             if row.role is Tier.CLOUD and row.session is not None and row.loss is not None:
                 found[row.session.split("-", 2)[2]].append(row.loss)
     return found
@@ -38,7 +41,8 @@ def draw(metrics: Path, report: Report, target: Path) -> None:
     left.set(
         xlabel="optimizer step (lines: new adapter version)", ylabel="training loss", title="Loss per device"
     )
-    left.legend(frameon=False)
+    if left.get_legend_handles_labels()[0]:
+        left.legend(frameon=False)
     left.spines[["top", "right"]].set_visible(False)
     agents = [row for row in report.agents if row["peak_rss_bytes"]]
     names = [str(row["id"]) for row in agents]

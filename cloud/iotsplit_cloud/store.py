@@ -4,8 +4,10 @@ Everything is replaced as a whole: a power cut leaves the last milestone or the 
 """
 
 import contextlib
+import errno
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -72,7 +74,7 @@ class Store:
         with self._writing(output):
             (self._state / "versions").mkdir(parents=True, exist_ok=True)
             for name in ("metrics", "events"):
-                self._lines[name] = (output / f"{name}.jsonl").open("ab", buffering=0)
+                self._lines[name] = _continued(output / f"{name}.jsonl")
 
     def load(self) -> Saved | None:
         """What was saved by an earlier start; nothing if there was none.
@@ -169,14 +171,15 @@ class Store:
         for row in report.agents:
             if row["id"] == self._agent:
                 row["peak_rss_bytes"] = peak_rss_bytes()
-        events = (self._output / "events.jsonl").read_bytes().splitlines()
-        report.events = [msgspec.json.decode(line) for line in events]
+        report.events = list(_objects(self._output / "events.jsonl"))
         replace(self._output / "report.json", msgspec.json.format(msgspec.json.encode(report), indent=2))
         if final:
             draw(self._output / "metrics.jsonl", report, self._output / "loss.png")
 
     def _line(self, name: str, message: Metrics | Event) -> None:
-        self._lines[name].write(msgspec.json.encode(message) + b"\n")
+        line = msgspec.json.encode(message) + b"\n"
+        if self._lines[name].write(line) < len(line):  # a full disk takes a part and says nothing
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._output / f"{name}.jsonl"))
 
     def _check(self, state: _State) -> None:
         free = {"rounds", "evaluate"}  # a finished run may be asked for more rounds
@@ -199,6 +202,24 @@ class Store:
                 f"cannot write {error.filename or place}: {error.strerror}",
                 fix="free space there or choose another --output",
             ) from None
+
+
+def _continued(file: Path) -> IO[bytes]:
+    """A file to add lines to, unbuffered; what a full disk has cut short stays a line of its own."""
+    lines = file.open("a+b", buffering=0)
+    size_bytes = lines.seek(0, os.SEEK_END)
+    if size_bytes:
+        lines.seek(size_bytes - 1)
+        if lines.read(1) != b"\n":
+            lines.write(b"\n")
+    return lines
+
+
+def _objects(file: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file of lines, without what a full disk has cut short."""
+    for line in file.read_bytes().splitlines():
+        with contextlib.suppress(msgspec.DecodeError):
+            yield msgspec.json.decode(line, type=dict[str, Any])
 
 
 def replace(file: Path, content: bytes) -> None:

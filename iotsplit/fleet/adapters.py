@@ -11,7 +11,7 @@ from iotsplit.errors import RunFailedError, UsageError
 from iotsplit.flags import suggest
 from iotsplit.fleet import peft_files
 from iotsplit.fleet.client import connect
-from iotsplit.fleet.output import writing
+from iotsplit.fleet.output import refuse_file, writing
 from iotsplit.messages import AdapterHead
 from iotsplit.options import BrokerOptions, CommonOptions, parse
 
@@ -74,6 +74,7 @@ def main(words: Sequence[str]) -> int:
 def export(words: Sequence[str]) -> int:
     """Write a version as a PEFT directory."""
     options = parse(ExportOptions, words, name="iotsplit export", examples=EXPORT_EXAMPLES)
+    refuse_file(options.output)
     with connect(options) as client:
         head = client.head(client.latest() if options.version is None else options.version)
         sections = client.fetch(head)

@@ -66,9 +66,10 @@ class Output:
         """Hold the directory: only one run at a time writes into it.
 
         Raises:
-            UsageError: another run holds it.
+            UsageError: another run holds it, or it is a file.
             RunFailedError: it cannot be written, then or later.
         """
+        refuse_file(self.root)
         with writing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             lock = (self.root / LOCK).open("w")
@@ -134,6 +135,16 @@ class Output:
         draft = self.root / ".report.json.new"
         draft.write_text(json.dumps(report, indent=2) + "\n")
         draft.replace(self.root / "report.json")
+
+
+def refuse_file(output: Path) -> None:
+    """Refuse a file where a directory is to be.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if output.is_file():
+        raise UsageError(f"{output} is a file", fix="name a directory with --output")
 
 
 @contextlib.contextmanager

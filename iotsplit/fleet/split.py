@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iotsplit.errors import UsageError
-from iotsplit.fleet.output import writing
+from iotsplit.fleet.output import refuse_file, writing
 from iotsplit.options import CommonOptions, parse
 from iotsplit.plan import Labels, cut_model
 
@@ -45,8 +44,7 @@ def main(words: Sequence[str]) -> int:
     from iotsplit.tensors.parts import split  # noqa: PLC0415 - needs torch
 
     with writing(options.output):
-        if options.output.is_file():
-            raise UsageError(f"{options.output} is a file", fix="name a directory with --output")
+        refuse_file(options.output)
         model = resolve(options.model, cache_directory())
         plans = cut_model(describe(model).layers, options.cut, options.labels)
         parts = split(model, options.cut, options.labels, options.output)
