@@ -168,7 +168,16 @@ def _shown_default(leaf: Leaf) -> bool | Callable[[Any], str]:
 def _converter(leaf: Leaf) -> Callable[[Any, Sequence[Any]], Any] | None:
     if leaf.items:
         return _comma_list(leaf)
-    return _path if Path in (leaf.kind, *typing.get_args(leaf.kind)) else None
+    kinds = (leaf.kind, *typing.get_args(leaf.kind))
+    if Path in kinds:
+        return _path
+    return _whole if int in kinds else None
+
+
+def _whole(_kind: Any, tokens: Sequence[Any]) -> int:
+    # cyclopts would take 0.5 for 0.
+    number: int = _item(int, tokens[0].value)
+    return number
 
 
 def _path(_kind: Any, tokens: Sequence[Any]) -> Path:

@@ -133,7 +133,8 @@ def test_a_missing_required_option_is_named() -> None:
     ("words", "expected"),
     [
         (["--ronds", "3"], "--ronds. Did you mean --rounds?"),
-        (["--rounds", "x"], '--rounds: unable to convert "x"'),
+        (["--rounds", "x"], "--rounds: 'x' is not a whole number"),
+        (["--rounds", "2.5"], "--rounds: '2.5' is not a whole number"),
         (["--rounds", "0"], "rounds 0 is too small"),
         (["--rounds"], "--rounds requires an argument"),
         (["--labels", "devce"], 'Did you mean "device"?'),
@@ -155,7 +156,8 @@ def test_a_mistake_on_the_command_line_is_told_in_one_line(words: list[str], exp
     ("text", "expected"),
     [
         ("ronds = 3", "key 'ronds' is unknown (did you mean rounds?)"),
-        ('rounds = "x"', 'unable to convert "x" into int'),
+        ('rounds = "x"', "--rounds: 'x' is not a whole number"),
+        ("rounds = 2.5", "--rounds: '2.5' is not a whole number"),
         ("rounds = true", "rounds cannot be True"),
         ("rounds = [1]", "rounds cannot be [1]"),
         ("[training]\nrounds = 3", "key 'training' is unknown"),

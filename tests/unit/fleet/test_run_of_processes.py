@@ -86,6 +86,26 @@ def test_an_interrupted_run_leaves_its_last_adapter_and_no_process(
     assert json.loads((output / "report.json").read_text())["state"] == "stopped"
 
 
+def test_a_run_that_is_interrupted_again_while_it_ends_leaves_no_process(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    line = words(model, data, output)
+    run = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with run:
+        assert run.stdout is not None
+        for shown in run.stdout:
+            if shown.startswith("round"):  # all have been started, none is ready
+                break
+        run.send_signal(signal.SIGINT)
+        run.send_signal(signal.SIGINT)
+        out, err = run.communicate(timeout=30)
+    assert run.returncode == 130
+    assert "the same command goes on" in out
+    assert err == ""
+    assert agents_of(output) == []
+
+
 def test_a_killed_run_takes_its_fleet_along(model: Path, data: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     run = subprocess.Popen(words(model, data, output, "--rounds=100000"), stdout=subprocess.PIPE, text=True)
