@@ -13,6 +13,7 @@ import pytest
 from iotsplit.errors import BrokerUnreachableError, RunFailedError, UsageError
 from iotsplit.fleet import launcher as module
 from iotsplit.fleet.launcher import Launcher, end_of, interruptible, last_words
+from tests.waiting import comes_true
 
 pytestmark = pytest.mark.slow
 
@@ -159,7 +160,9 @@ def test_options_in_the_environment_do_not_reach_agents(
     monkeypatch.setenv("IOTSPLIT_CONFIG", "fleet.toml")
     monkeypatch.setenv("IOTSPLIT_PASSWORD", "x")
     child = launcher.start("press", ["wait"])
-    surroundings = psutil.Process(child.process.pid).environ()
+    process = psutil.Process(child.process.pid)
+    assert comes_true(lambda: bool(process.environ()))  # none for a moment, when the leash becomes the agent
+    surroundings = process.environ()
     assert surroundings["IOTSPLIT_CONFIG"] == ""
     assert surroundings["IOTSPLIT_PASSWORD"] == "x"
 
