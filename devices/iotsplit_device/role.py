@@ -127,7 +127,8 @@ class DeviceRole:
         session = self._session
         if session is None or frame.session != session.assignment.session:
             return []
-        if frame.epoch != session.assignment.epoch or frame.sender != session.assignment.edge:
+        who = (frame.sender, frame.tier, frame.device)
+        if frame.epoch != session.assignment.epoch or who != (session.assignment.edge, Tier.EDGE, self.agent):
             return []  # from before a new assignment, or not from this session's edge
         if isinstance(frame.content, Want):
             again = session.kept.again(wanted_by(frame, frame.content), epoch=frame.epoch)

@@ -129,9 +129,9 @@ class Hostile:
     def wrong_json(self, name: str, packet: Packet) -> Iterator[Sent]:
         """JSON of wrong types, and what is nested too deep."""
         topic = self._topic(name, packet, *STATE_WORDS)
-        payload = self._chance.choice(WRONG_JSON)
-        # What agents say of metrics may have fields that are not known.
-        yield Sent(packet_on(topic, payload), True)
+        garbage = packet_on(topic, self._chance.choice(WRONG_JSON))
+        # Fields that are not known are passed over: a head's garbage names a latest version as well.
+        yield Sent(garbage, _is_refused(name, garbage))
 
     def wrong_msgpack(self, name: str, packet: Packet) -> Iterator[Sent]:
         """Chunks that are none, and contents that are none."""
@@ -150,8 +150,9 @@ class Hostile:
         size = self._chance.choice([2**28 + 1, 2**40, 2**64 - 1])
         total, size = self._chance.choice([(1, size), (size, 10), (size, size)])
         yield Sent(packet_on(topic, msgpack.packb([*head(), 0, total, size, 0, RAW, b"x"])), True)
-        topic = self._topic(name, packet, *STATE_WORDS)
-        yield Sent(packet_on(topic, b" " * MAX_STATE_BYTES + b"{}"), True)
+        agent = self._chance.choice(self._agents)
+        text = msgspec.json.encode({"agent": agent, "role": "edge"})
+        yield Sent(packet_on(f"metrics/{agent}", b" " * MAX_STATE_BYTES + text), True)
 
     def bomb(self, name: str, packet: Packet) -> Iterator[Sent]:
         """A little that unpacks to a lot."""
@@ -205,25 +206,26 @@ class Hostile:
             yield Sent(damaged, False)
 
     def renumbered(self, name: str, packet: Packet) -> Iterator[Sent]:
-        """A copy of another epoch, or with a step or micro-batch that cannot be."""
+        """Plausible values of another epoch, or with a step or micro-batch that cannot be."""
         found = _content_of(packet)
         if found is None:
             return
-        head, content = found
+        head, content = found[0], _other_values(found[1])
         place = self._chance.choice(["epoch", "step", "micro_batch"])
         number = self._chance.choice(EPOCHS if place == "epoch" else HUGE)
         yield from _frame(_path(packet), head, content, **{place: number})
         yield from _frame(_path(packet), head, content, protocol=self._chance.choice([0, 2, -1]))
 
     def borrowed(self, name: str, packet: Packet) -> Iterator[Sent]:
-        """A copy in the name of another agent, tier or session."""
+        """Plausible values in the name of another agent, tier or session."""
         found = _content_of(packet)
         if found is None:
             return
-        head, content = found
+        head, content = found[0], _other_values(found[1])
         first, *words = _path(packet).split("/")
         others = [each for each in (*self._agents, *STRANGERS) if each not in (*words, head.device)]
-        words[self._chance.randrange(len(words))] = self._chance.choice(others)
+        mine = first in ("lan", "wan")  # the first word is the receiver's own name: nothing else is delivered
+        words[self._chance.randrange(mine, len(words))] = self._chance.choice(others)
         yield from _frame("/".join([first, *words]), head, content)
         tier = self._chance.choice([each for each in ("device", "edge", "cloud", "") if each != head.tier])
         yield from _frame(_path(packet), head, content, tier=tier)
@@ -459,6 +461,24 @@ def _content_of(packet: Packet) -> tuple[Head, Contents] | None:
     chunk = read(packet.payload)
     body = lz4.frame.decompress(chunk.data) if chunk.packing == LZ4 else chunk.data
     return chunk.head, decode_content(body)
+
+
+def _other_values(content: Contents) -> Contents:
+    """What could be right as well: zeros are values of every scheme."""
+    match content:
+        case Activation() | TailHidden():
+            return msgspec.structs.replace(content, hidden=_zeros(content.hidden))
+        case Gradient() | TailGradient():
+            return msgspec.structs.replace(content, gradient=_zeros(content.gradient))
+        case Score():
+            return msgspec.structs.replace(content, loss_sum=content.loss_sum + 1.0)
+        case Update():
+            return msgspec.structs.replace(content, tensors=content.tensors[:-4] + bytes(4))
+    return content
+
+
+def _zeros(tensor: PackedTensor) -> PackedTensor:
+    return msgspec.structs.replace(tensor, data=bytes(len(tensor.data)))
 
 
 def _frame(path: str, head: Head, content: Contents, **changes: Any) -> Iterator[Sent]:
