@@ -7,14 +7,17 @@ import msgspec
 
 from iotsplit.errors import PeerError
 from iotsplit.mailbox import Mailbox
-from iotsplit.messages import Birth, Event, Frame, Message, Metrics
+from iotsplit.messages import Frame, Message
 from iotsplit.packet import Packet
-from iotsplit.role import Local, Output, Role
+from iotsplit.role import Local, Output, Refused, Role
+from iotsplit.states import Birth, Event, Metrics
 
 Sink = Callable[[Local | Metrics | Event], None]
 """Takes what a role keeps on its own machine, and its own metrics and events."""
 
 MAX_SESSIONS_COUNTED = 4096
+STATE_EVERY = 6
+"""Heartbeats between two sayings of an agent's state: one that was lost on its way is made up for."""
 
 
 def nowhere(kept: Local | Metrics | Event) -> None:
@@ -60,6 +63,7 @@ class Agent:
             lambda: (Counter(), Counter())
         )
         self._said_birth: Birth | None = None
+        self._heartbeats = 0
 
     @property
     def filters(self) -> frozenset[str]:
@@ -123,10 +127,21 @@ class Agent:
             self.drop(self._mailbox.topics.topic_of(message), error)
             return []
 
+    def tick(self, now: float) -> Sequence[Output]:
+        """Let the role do what is due."""
+        try:
+            return self.role.tick(now)
+        except PeerError as error:
+            self.drop("what was held", error)
+            return []
+
     def encode(self, outputs: Iterable[Output]) -> list[Packet]:
         """Keep what is local, stamp what people read, and make packets of the rest."""
         packets = []
         for output in outputs:
+            if isinstance(output, Refused):
+                self.drop(self._mailbox.topics.topic_of(output.message), output.error)
+                continue
             if isinstance(output, Local):
                 self._sink(output)
                 continue
@@ -139,8 +154,10 @@ class Agent:
         return packets
 
     def heartbeat(self, peak_rss_bytes: int) -> list[Packet]:
-        """A sign of life with what the agent has used so far."""
-        return self.encode(
+        """A sign of life with what the agent has used so far, and now and then its state once more."""
+        self._heartbeats += 1
+        again = self.birth(renew=True) if self._heartbeats % STATE_EVERY == 0 else []
+        return again + self.encode(
             [
                 Metrics(
                     agent=self.role.agent,

@@ -2,7 +2,8 @@
 
 A chunk is a msgpack array (docs/PROTOCOL.md)::
 
-    [protocol, device, tier, to_tier, epoch, step, micro_batch, number, total, size, crc32, packing, bytes]
+    [protocol, device, tier, to_tier, epoch, step, micro_batch, checkpoint,
+     number, total, size, crc32, packing, bytes]
 """
 
 import zlib
@@ -33,6 +34,7 @@ class Head(NamedTuple):
     epoch: int
     step: int
     micro_batch: int
+    checkpoint: int = 0
 
 
 class Chunk(NamedTuple):
@@ -66,7 +68,7 @@ def cut(body: bytes, head: Head, *, chunk_bytes: int = CHUNK_BYTES) -> list[byte
     ]
 
 
-_FIELDS = (int, str, str, str, int, int, int, int, int, int, int, int, bytes)
+_FIELDS = (int, str, str, str, int, int, int, int, int, int, int, int, int, bytes)
 
 
 def read(payload: bytes) -> Chunk:
@@ -86,8 +88,10 @@ def read(payload: bytes) -> Chunk:
     )
     if not well_formed:
         raise MalformedMessageError("not a chunk")
-    chunk = Chunk(Head(*fields[:7]), *fields[7:])
-    if min(chunk.head.epoch, chunk.head.step, chunk.head.micro_batch, chunk.number, chunk.size) < 0:
+    width = len(Head._fields)
+    chunk = Chunk(Head(*fields[:width]), *fields[width:])
+    head = chunk.head
+    if min(head.epoch, head.step, head.micro_batch, head.checkpoint, chunk.number, chunk.size) < 0:
         raise MalformedMessageError("a number below zero")
     if max(len(chunk.head.device), len(chunk.head.tier), len(chunk.head.to_tier)) > MAX_NAME:
         raise MalformedMessageError("a name that is too long")  # it would be held uncounted

@@ -4,32 +4,46 @@ from iotsplit import chunks
 from iotsplit.chunks import Assembler, Head
 from iotsplit.errors import MalformedMessageError, UsageError
 from iotsplit.messages import (
+    Frame,
+    Message,
+    Update,
+    decode_content,
+    encode_content,
+)
+from iotsplit.packet import Packet
+from iotsplit.plan import Tier
+from iotsplit.states import (
     PROTOCOL_VERSION,
     AdapterChunk,
     AdapterHead,
     AdapterLatest,
     Assignment,
     Birth,
+    CheckpointChunk,
+    CheckpointHead,
     Command,
     Event,
     Forget,
-    Frame,
-    Message,
     Metrics,
     Reply,
     Round,
     State,
-    Update,
-    decode_content,
     decode_state,
-    encode_content,
     encode_state,
 )
-from iotsplit.packet import Packet
-from iotsplit.plan import Tier
 from iotsplit.topics import Route, Topics
 
-RETAINED = (Birth, Assignment, Round, AdapterHead, AdapterChunk, AdapterLatest, Forget)
+RETAINED = (
+    Birth,
+    Assignment,
+    Round,
+    AdapterHead,
+    AdapterChunk,
+    AdapterLatest,
+    CheckpointHead,
+    CheckpointChunk,
+    Forget,
+)
 AT_MOST_ONCE = (Metrics,)
 LEAST_CHUNK_BYTES = chunks.HEADER_BYTES + 1
 MAX_STATE_BYTES = 256 * 1024
@@ -77,6 +91,7 @@ class Mailbox:
                 message.epoch,
                 message.step,
                 message.micro_batch,
+                message.checkpoint,
             )
             body = encode_content(message.content)
             payloads = chunks.cut(body, head, chunk_bytes=self._chunk_bytes)
@@ -101,6 +116,8 @@ class Mailbox:
                 return self._update(packet, device, session, tier)
             case Route("adapter", words):
                 return _adapter(words, packet.payload)
+            case Route("checkpoint", (device, name, index)):
+                return _checkpoint(device, name, index, packet.payload)
         if len(packet.payload) > MAX_STATE_BYTES:
             raise MalformedMessageError(f"{len(packet.payload)} bytes of {route.first}")
         return _state(route, packet.payload)
@@ -121,6 +138,7 @@ class Mailbox:
             epoch=head.epoch,
             step=head.step,
             micro_batch=head.micro_batch,
+            checkpoint=head.checkpoint,
             content=decode_content(body),
         )
 
@@ -135,7 +153,7 @@ class Mailbox:
 
 def _payload(message: State) -> bytes:
     match message:
-        case AdapterChunk():
+        case AdapterChunk() | CheckpointChunk():
             return message.data
         case Forget():
             return b""
@@ -173,6 +191,19 @@ def _adapter(words: tuple[str, ...], payload: bytes) -> Message:
     if not words[1].isdecimal():
         raise MalformedMessageError("topic is unknown")
     return AdapterChunk(version=int(words[0]), index=int(words[1]), data=payload)
+
+
+def _checkpoint(device: str, name: str, index: str, payload: bytes) -> Message:
+    if index == "head":
+        if len(payload) > MAX_STATE_BYTES:
+            raise MalformedMessageError(f"{len(payload)} bytes of a checkpoint's head")
+        head = decode_state(payload, CheckpointHead)
+        if (head.device, head.name) != (device, name):
+            raise MalformedMessageError("a checkpoint's head that differs from its topic")
+        return head
+    if not index.isdecimal():
+        raise MalformedMessageError("topic is unknown")
+    return CheckpointChunk(device=device, name=name, index=int(index), data=payload)
 
 
 def _state(route: Route, payload: bytes) -> Message:

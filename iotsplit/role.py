@@ -1,14 +1,28 @@
 """What a runner asks of a role: messages and time in, messages out."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from iotsplit.messages import Birth, Message
+from iotsplit.errors import PeerError
+from iotsplit.messages import Message
 from iotsplit.plan import Tier
+from iotsplit.states import Birth
 
 
 class Local:
     """Base of what a role says to its own machine instead of the bus: kept on disk, never sent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused(Local):
+    """A message that was held and turned out not to be acceptable: counted, logged once, gone.
+
+    Said instead of raised where other things are said in the same breath, which must not be lost.
+    """
+
+    message: Message
+    error: PeerError
 
 
 Output = Message | Local
@@ -38,6 +52,9 @@ class Role(Protocol):
 
     def tick(self, now: float) -> Sequence[Output]:
         """Do what is due: one piece of work, or what a time-out asks for."""
+
+    def reconnected(self, now: float) -> Sequence[Output]:
+        """The link is back: say again what is retained, or look whether the broker still has it."""
 
     def next_tick(self, now: float) -> float:
         """When `tick` has to be called next; not after `now` if there is work to do."""

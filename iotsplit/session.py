@@ -1,44 +1,169 @@
-"""One session's frames: applied once, kept until the other side is past them, asked for when they are late.
+"""One session's frames: applied once, kept until nobody can need them again, asked for when they are late.
 
-The mechanism is that of upstream backup in stream processors: a sender keeps what it sent, a receiver that
-misses something names it, and the kept bytes are sent again under the current epoch.
+The mechanism is upstream backup, as in stream processors: a sender keeps what it sent until the receiver has
+saved a state that is past it. Every tier saves its state before the same steps (`checkpoint_every`) and keeps
+the last two. A tier that has come back stands before the step of its checkpoint and says so (`Resume`): its
+neighbours send again what they kept from there on, and repeating the same steps on the same inputs it makes
+the same bytes as before. Who has come back itself and has not what is asked for goes back to its older
+checkpoint. Nobody else rewinds.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
 
-from iotsplit.messages import Frame, Identity, Want
+from iotsplit.messages import (
+    Contents,
+    Frame,
+    Identity,
+    Resume,
+    Want,
+    agent_of,
+    frame_of,
+)
+from iotsplit.plan import Tier
+from iotsplit.states import Assignment
 
 FIRST_PATIENCE_S = 15.0
 LEAST_PATIENCE_S = 2.0
 MAX_PATIENCE_S = 60.0
+MAX_ASKED = 3
+"""Garbage comes once; what is still not acceptable after it was asked for so often will never be."""
 SLOWEST_TIMES = 3.0
 """How many times the slowest answer so far an answer may take before it counts as late."""
+MAX_TURNS = 1 << 20
+"""Resume messages of one incarnation of an agent that can be told apart."""
+
+Place = tuple[int, int]
+"""Step and micro-batch."""
 
 
-class Kept:
-    """Frames that were sent and may be asked for again."""
+def steps_kept(every: int) -> int:
+    """Most steps whose frames a sender keeps for one neighbour of a session.
 
-    def __init__(self) -> None:
+    The neighbour has saved its state before at least the last but one of the steps where all do.
+    """
+    return 2 * every + 1
+
+
+class Backup:
+    """What one tier says in a session, and what it keeps of it.
+
+    Args:
+        assignment: the session.
+        tier: ours.
+        every: steps between two checkpoints.
+    """
+
+    def __init__(self, assignment: Assignment, tier: Tier, *, every: int) -> None:
+        self.assignment = assignment
+        self.checkpoint = 0
+        self._tier = tier
+        self._every = every
+        self._since = 0  # the step that our state was at when we began; from there on we have made frames
         self._frames: dict[Identity, Frame] = {}
+        self._saved: dict[Tier, int] = {}  # newest checkpoint that each neighbour has told of
+        self._turns: dict[Tier, int] = {}
 
     def __len__(self) -> int:
         return len(self._frames)
 
-    def keep(self, frame: Frame) -> Frame:
-        """Keep a frame, and return it to be sent."""
+    def __contains__(self, identity: Identity) -> bool:
+        return identity in self._frames
+
+    def reassign(self, assignment: Assignment) -> None:
+        """The same session goes on under a new epoch, perhaps at another edge."""
+        if assignment.edge != self.assignment.edge:
+            self._turns.pop(Tier.EDGE, None)
+        self.assignment = assignment
+
+    def restart(self, step: int, *, newest: int) -> None:
+        """Our state is that before `step` again, and the newest we have saved that before `newest`."""
+        self._since, self.checkpoint = step, newest
+
+    def send(self, content: Contents, to: Tier, at: Place = (0, 0)) -> Frame:
+        """A frame that nobody will ask for again."""
+        frame = frame_of(self.assignment, content, way=(self._tier, to), at=at)
+        return msgspec.structs.replace(frame, checkpoint=self.checkpoint)
+
+    def keep(self, content: Contents, to: Tier, at: Place = (0, 0)) -> Frame:
+        """A frame that is kept."""
+        frame = self.send(content, to, at)
         self._frames[frame.identity] = frame
         return frame
 
-    def again(self, wanted: Identity, *, epoch: int) -> Frame | None:
-        """The kept frame of that identity under the current epoch, if there is one."""
-        frame = self._frames.get(wanted)
-        return None if frame is None else msgspec.structs.replace(frame, epoch=epoch)
+    def hear(self, frame: Frame) -> None:
+        """Note what a neighbour says of its checkpoints, and let go what it can never ask for."""
+        self.learn(frame.tier, frame.checkpoint)
 
-    def trim(self, before_step: int) -> None:
-        """Forget the frames of steps before that one."""
-        self._frames = {i: f for i, f in self._frames.items() if i.step >= before_step}
+    def learn(self, tier: Tier, checkpoint: int) -> None:
+        """Note a neighbour's checkpoint."""
+        if checkpoint > self.newest(tier):
+            self._saved[tier] = checkpoint
+            self.trim(tier, self.floor(tier))
+
+    def floor(self, tier: Tier) -> int:
+        """The last but one checkpoint of a neighbour: it never asks for what is before."""
+        return max(0, self._saved.get(tier, 0) - self._every)
+
+    def newest(self, tier: Tier) -> int:
+        """The newest checkpoint that a neighbour has told of."""
+        return self._saved.get(tier, 0)
+
+    def trim(self, to: Tier, before_step: int) -> None:
+        """Forget what was sent to a tier in steps before that one."""
+        self._frames = {i: f for i, f in self._frames.items() if f.to_tier is not to or i.step >= before_step}
+
+    def covers(self, to: Tier, step: int) -> bool:
+        """Whether everything is kept that was ever said to a tier from that step on."""
+        return step >= max(self._since, self.floor(to))
+
+    def again(self, wanted: Identity) -> Frame | None:
+        """The kept frame of that identity as it has to be addressed now, if there is one."""
+        frame = self._frames.get(wanted)
+        return None if frame is None else self._readdressed(frame)
+
+    def since(self, to: Tier, step: int) -> list[Frame]:
+        """Everything kept for a tier from that step on, in order."""
+        found = [f for f in self._frames.values() if f.to_tier is to and f.step >= step]
+        return [self._readdressed(f) for f in sorted(found, key=lambda f: (f.step, f.micro_batch))]
+
+    def is_news(self, frame: Frame, resume: Resume) -> bool:
+        """Whether a Resume is later than all before it from that tier."""
+        if resume.turn <= self._turns.get(frame.tier, -1):
+            return False
+        self._turns[frame.tier] = resume.turn
+        return True
+
+    def steps_for(self, to: Tier) -> int:
+        """Number of steps of which something is kept for a tier."""
+        return len({i.step for i, frame in self._frames.items() if frame.to_tier is to})
+
+    def _readdressed(self, frame: Frame) -> Frame:
+        return msgspec.structs.replace(
+            frame,
+            to=agent_of(self.assignment, frame.to_tier),
+            epoch=self.assignment.epoch,
+            checkpoint=self.checkpoint,
+        )
+
+
+class Turns:
+    """Numbers an agent's Resume messages, so that an old one that comes late is known.
+
+    Args:
+        incarnation: gives that of the agent; asked late, because it may grow while the agent joins.
+    """
+
+    def __init__(self, incarnation: Callable[[], int]) -> None:
+        self._incarnation = incarnation
+        self._count = 0
+
+    def resume(self, step: int) -> Resume:
+        """A message that is later than all before it."""
+        self._count += 1
+        return Resume(step=step, turn=self._incarnation() * MAX_TURNS + self._count)
 
 
 @dataclass(slots=True)
@@ -46,6 +171,7 @@ class _Waiting:
     since: float
     due: float
     patience_s: float
+    asked: int = 0
 
 
 class Awaited:
@@ -82,6 +208,17 @@ class Awaited:
             patience_s = SLOWEST_TIMES * self._slowest_s
             self._patience_s = min(max(LEAST_PATIENCE_S, patience_s), MAX_PATIENCE_S)
 
+    def is_hopeless(self, identity: Identity) -> bool:
+        """Whether a frame that was refused has been asked for often enough."""
+        waiting = self._waiting.get(identity)
+        return waiting is not None and waiting.asked >= MAX_ASKED
+
+    def hurry(self, now: float) -> None:
+        """Ask for everything at once, and again soon: what was on its way is gone."""
+        for waiting in self._waiting.values():
+            waiting.due = now
+            waiting.patience_s = min(waiting.patience_s, LEAST_PATIENCE_S)
+
     def late(self, now: float) -> list[Identity]:
         """What is due to be asked for again."""
         overdue = []
@@ -89,6 +226,7 @@ class Awaited:
             if waiting.due <= now:
                 waiting.patience_s = min(2 * waiting.patience_s, MAX_PATIENCE_S)
                 waiting.due = now + waiting.patience_s
+                waiting.asked += 1
                 overdue.append(identity)
         return overdue
 

@@ -26,6 +26,13 @@ class Aggregation(StrEnum):
     FLEXLORA = "flexlora"
 
 
+class Stragglers(StrEnum):
+    """What becomes of a session that brings nothing for longer than the step's time-out."""
+
+    WAIT = "wait"
+    DROP = "drop"
+
+
 class Optimizer(StrEnum):
     """The optimizer of every tier."""
 
@@ -54,6 +61,7 @@ class TrainingSettings:
         learning_rate: Its learning rate.
         seed: Seed of everything random: initial adapter, batches, rotation.
         evaluate: Evaluate on held-out data after every round, or only at both ends.
+        checkpoint_every: Steps between two checkpoints; a lost agent repeats at most twice as many.
     """
 
     rounds: int = 3
@@ -72,6 +80,7 @@ class TrainingSettings:
     learning_rate: float = 1e-3
     seed: int = 0
     evaluate: str = "ends"
+    checkpoint_every: int = 10
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the setting.
@@ -79,7 +88,7 @@ class TrainingSettings:
         Raises:
             UsageError: a value is out of its range.
         """
-        for name in ("rounds", "local_steps", "batch_size", "micro_batches", "rank"):
+        for name in ("rounds", "local_steps", "batch_size", "micro_batches", "rank", "checkpoint_every"):
             at_least(name, getattr(self, name), 1)
         at_least("sequence_length", self.sequence_length, 2)
         at_least("seed", self.seed, 0)
@@ -116,7 +125,8 @@ class FleetSettings:
         devices_per_edge: Devices that an edge serves in a round; default all, dealt evenly.
         schedule: When rounds start: `now`, `every 30m`, or a cron line such as `cron 0 22 * * *`.
         window: Times of day in which rounds may start, such as `22:00-06:00`.
-        step_timeout: Seconds after which a session that holds up the others is dropped.
+        step_timeout: Seconds after which a session that brings nothing holds up the others too long.
+        stragglers: Then the others go on without it for this round, or wait for as long as it takes.
         wait_timeout: Seconds to wait for the fleet before giving up; 0 waits for ever.
         once: End when the rounds are done, instead of serving the adapter versions on.
     """
@@ -127,8 +137,14 @@ class FleetSettings:
     schedule: str = "now"
     window: str = ""
     step_timeout: float = 120.0
+    stragglers: Stragglers = Stragglers.DROP
     wait_timeout: float = 0.0
     once: bool = False
+
+    @property
+    def always_due(self) -> bool:
+        """Whether a round follows the other."""
+        return self.schedule == "now" and not self.window
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the setting.

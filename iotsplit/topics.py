@@ -7,24 +7,24 @@ import re
 from dataclasses import dataclass
 
 from iotsplit.errors import MalformedMessageError, UsageError
-from iotsplit.messages import (
+from iotsplit.messages import Frame, Message, Update
+from iotsplit.plan import Tier
+from iotsplit.states import (
     WORD,
     AdapterChunk,
     AdapterHead,
     AdapterLatest,
     Assignment,
     Birth,
+    CheckpointChunk,
+    CheckpointHead,
     Command,
     Event,
     Forget,
-    Frame,
-    Message,
     Metrics,
     Reply,
     Round,
-    Update,
 )
-from iotsplit.plan import Tier
 
 AGENT_ID = re.compile(r"[A-Za-z0-9_-]{1,23}")
 
@@ -37,6 +37,7 @@ DEPTHS: dict[str, frozenset[int]] = {
     "wan": frozenset({3}),
     "update": frozenset({3}),
     "adapter": frozenset({1, 2}),
+    "checkpoint": frozenset({3}),
     "metrics": frozenset({1}),
     "events": frozenset({0}),
     "command": frozenset({0, 1}),
@@ -134,6 +135,8 @@ PATHS: dict[type, str] = {
     AdapterLatest: "adapter/latest",
     AdapterHead: "adapter/{message.version}/head",
     AdapterChunk: "adapter/{message.version}/{message.index}",
+    CheckpointHead: "{message.path}/head",
+    CheckpointChunk: "checkpoint/{message.device}/{message.name}/{message.index}",
     Metrics: "metrics/{message.agent}",
     Event: "events",
     Command: "command",

@@ -15,23 +15,24 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from iotsplit.agent import Agent
+from iotsplit.agent import Agent, Sink
 from iotsplit.mailbox import Mailbox
-from iotsplit.messages import Birth, Event, Metrics
 from iotsplit.packet import Packet
 from iotsplit.plan import Tier, cut_model
 from iotsplit.role import Local, Role
 from iotsplit.runtime.runner import HEARTBEAT_S, due_command
 from iotsplit.settings import FleetSettings, TrainingSettings
+from iotsplit.states import Birth, Event, Metrics
 from iotsplit.tensors import adapters
 from iotsplit.tensors.models import describe
 from iotsplit.tensors.parts import load_part
 from iotsplit.topics import Topics
 from iotsplit_cloud.chronicle import Chronicle
+from iotsplit_cloud.conductor import Parts
 from iotsplit_cloud.members import Members
 from iotsplit_cloud.records import Milestone
 from iotsplit_cloud.report import Report, new_report
-from iotsplit_cloud.role import CloudRole, Parts
+from iotsplit_cloud.role import CloudRole
 from iotsplit_cloud.tail import Tail
 from iotsplit_cloud.versions import Library, Version
 from iotsplit_device.batches import Batches
@@ -119,7 +120,7 @@ class Fleet:
         self.agents: dict[str, Agent] = {}
         self._retained: dict[str, Packet] = {}
         self._filters: dict[str, frozenset[str]] = {}
-        self._queue: list[tuple[float, int, str, Packet]] = []
+        self._queue: list[tuple[float, int, Agent, Packet]] = []
         self._count = itertools.count()
         self._topics = Topics("test")
         self._model, self._settings = model, settings
@@ -193,13 +194,18 @@ class Fleet:
     # --- the bus
 
     def join(self, role: Role) -> None:
-        agent = Agent(role, Mailbox(self._topics, role.agent), sink=self._keep)
+        agent = Agent(role, Mailbox(self._topics, role.agent), sink=self.sink_of(role))
         self.agents[role.agent] = agent
         self._filters[role.agent] = frozenset()
         self._settle(agent)
 
+    def sink_of(self, role: Role) -> Sink:
+        """Where an agent keeps what is its own."""
+        del role
+        return self._keep
+
     def lose(self, name: str) -> None:
-        """An agent dies; the broker says its last will."""
+        """An agent dies; the broker says its last will, and what was on its way to it is gone."""
         will = self.agents.pop(name).last_will
         del self._filters[name]
         self.publish(will)
@@ -215,7 +221,7 @@ class Fleet:
 
     def _deliver(self, name: str, packet: Packet, delay: float = 0.0) -> None:
         for each in self.tamper(name, packet):
-            heapq.heappush(self._queue, (self.now + delay, next(self._count), name, each))
+            heapq.heappush(self._queue, (self.now + delay, next(self._count), self.agents[name], each))
 
     def _settle(self, agent: Agent) -> None:
         name = agent.role.agent
@@ -255,22 +261,33 @@ class Fleet:
 
     def _one(self) -> None:
         if self._queue and self._queue[0][0] <= self.now:
-            _, _, name, packet = heapq.heappop(self._queue)
-            agent = self.agents.get(name)
-            message = agent.decode(packet) if agent else None
-            if agent and message is not None:
-                self._say(agent, agent.encode(agent.handle(message, self.now)))
+            _, _, agent, packet = heapq.heappop(self._queue)
+            if self.is_connected(agent):
+                self._receive(agent, packet)
             return
-        for agent in list(self.agents.values()):
+        for agent in self.awake():
             if agent.role.next_tick(self.now) <= self.now:
-                self._say(agent, agent.encode(agent.role.tick(self.now)))
+                self._say(agent, agent.encode(agent.tick(self.now)))
                 return
-        due = [agent.role.next_tick(self.now) for agent in self.agents.values()]
+        due = [agent.role.next_tick(self.now) for agent in self.awake()]
         self.now = min([*due, *(entry[0] for entry in self._queue[:1]), self._heartbeat_at])
         if self._heartbeat_at <= self.now:
             self._heartbeat_at = self.now + HEARTBEAT_S
-            for agent in list(self.agents.values()):
+            for agent in self.awake():
                 self._say(agent, agent.heartbeat(0))
+
+    def _receive(self, agent: Agent, packet: Packet) -> None:
+        message = agent.decode(packet)
+        if message is not None:
+            self._say(agent, agent.encode(agent.handle(message, self.now)))
+
+    def is_connected(self, agent: Agent) -> bool:
+        """Whether packets reach an agent; not if it has died or was started anew since."""
+        return self.agents.get(agent.role.agent) is agent
+
+    def awake(self) -> list[Agent]:
+        """Agents that run."""
+        return list(self.agents.values())
 
     @property
     def pending(self) -> bool:

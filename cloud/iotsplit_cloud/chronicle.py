@@ -5,10 +5,18 @@ from typing import Any
 
 import msgspec
 
-from iotsplit.messages import MAX_AGENTS, Assignment, Birth, Event, Frame, Metrics, Update
+from iotsplit.messages import Frame, Update
 from iotsplit.plan import Tier
 from iotsplit.role import Output
+from iotsplit.states import (
+    MAX_AGENTS,
+    Assignment,
+    Birth,
+    Event,
+    Metrics,
+)
 from iotsplit_cloud.evaluation import EvaluationRound
+from iotsplit_cloud.ledger import Ledger
 from iotsplit_cloud.members import Member
 from iotsplit_cloud.report import (
     Report,
@@ -18,7 +26,7 @@ from iotsplit_cloud.report import (
     ledger_row,
     session_rows,
 )
-from iotsplit_cloud.training import Ledger, TrainingRound
+from iotsplit_cloud.training import TrainingRound
 from iotsplit_cloud.versions import Version
 
 

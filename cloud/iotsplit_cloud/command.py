@@ -11,21 +11,22 @@ import msgspec
 import torch
 
 from iotsplit import __version__
-from iotsplit.messages import Birth
 from iotsplit.options import AgentOptions, parse
 from iotsplit.plan import PartPlan, Tier, cut_model
 from iotsplit.runtime import serve
 from iotsplit.runtime.clock import RoundClock
 from iotsplit.runtime.runner import Runner, due_command, with_incarnation
 from iotsplit.settings import FleetSettings, TrainingSettings
+from iotsplit.states import Birth
 from iotsplit.tensors import adapters
 from iotsplit.tensors.models import ModelInfo, describe, resolve
 from iotsplit.tensors.parts import load_part, sizes
 from iotsplit.topics import check_agent_id
 from iotsplit_cloud.chronicle import Chronicle
+from iotsplit_cloud.conductor import Parts
 from iotsplit_cloud.members import Members
 from iotsplit_cloud.report import new_report
-from iotsplit_cloud.role import CloudRole, Parts
+from iotsplit_cloud.role import CloudRole
 from iotsplit_cloud.store import Saved, Store
 from iotsplit_cloud.tail import Tail
 from iotsplit_cloud.versions import Library, Version
@@ -141,7 +142,14 @@ def make_role(
         chronicle=Chronicle(saved.report if saved else new_report(options.fleet, model, settings)),
     )
     run = secrets.token_hex(3)
-    return CloudRole(birth=birth, parts=parts, run=run, last_round=saved.round if saved else 0)
+    return CloudRole(
+        birth=birth,
+        parts=parts,
+        run=run,
+        last_round=saved.round if saved else 0,
+        interrupted=saved.interrupted if saved else None,
+        saved=saved.checkpoints if saved else (),
+    )
 
 
 def first_version(directory: Path, settings: TrainingSettings, plans: dict[Tier, PartPlan]) -> Version:

@@ -1,16 +1,21 @@
 """Held-out data of every device, scored with one adapter version. No I/O."""
 
 import math
-from collections.abc import Mapping
 
 import msgspec
 
 from iotsplit.errors import MalformedMessageError, TensorRefusedError
-from iotsplit.messages import Activation, Assignment, Frame, Score, Want
+from iotsplit.messages import (
+    Activation,
+    Frame,
+    Score,
+    Want,
+)
 from iotsplit.plan import Labels, Tier
 from iotsplit.role import Output
 from iotsplit.settings import TrainingSettings
-from iotsplit_cloud.sessions import CloudSession
+from iotsplit.states import Assignment
+from iotsplit_cloud.sessions import CloudSession, new_sessions
 from iotsplit_cloud.tail import Tail
 
 MAX_STEPS = 100_000
@@ -50,16 +55,13 @@ class EvaluationRound:
 
     def __init__(
         self,
-        assignments: Mapping[str, Assignment],
+        assignments: dict[str, Assignment],
         settings: TrainingSettings,
         tail: Tail,
         *,
         now: float,
     ) -> None:
-        self.sessions = {
-            device: CloudSession(assignment=assignment, progress_at=now)
-            for device, assignment in sorted(assignments.items())
-        }
+        self.sessions = new_sessions(assignments, settings, now)
         self.dropped: dict[str, str] = {}
         self._settings = settings
         self._tail = tail
@@ -93,11 +95,19 @@ class EvaluationRound:
         if isinstance(frame.content, Want):
             return list(session.again(frame, frame.content))
         if frame.identity not in session.awaited:
-            return []  # a repetition
+            return self._repeated(session, frame)
         said = self._take(session, frame, now)
         session.awaited.arrived(frame.identity, now)
-        session.progress_at = now
+        session.progress(now)
         return said
+
+    def _repeated(self, session: CloudSession, frame: Frame) -> list[Output]:
+        """The answer once more: a device that has started again goes through all its data."""
+        if not isinstance(frame.content, Activation):
+            return []
+        kind = "tail_hidden" if self._settings.labels is Labels.DEVICE else "score"
+        kept = session.backup.again(session.identity(kind, frame.step, 0))
+        return [] if kept is None else [kept]
 
     def tick(self, now: float) -> list[Output]:
         """Ask for what is late."""
@@ -107,6 +117,12 @@ class EvaluationRound:
     def next_due(self) -> float:
         """When something will be late."""
         return min((s.awaited.next_due for s in self.sessions.values()), default=float("inf"))
+
+    def move(self, assignment: Assignment, now: float) -> None:
+        """A session goes on at another edge, which knows nothing of what is under way."""
+        session = self.sessions[assignment.device]
+        session.move_to(assignment, 0, now)
+        session.awaited.hurry(now)
 
     def drop(self, device: str, reason: str, now: float) -> list[Output]:
         """Go on without a session."""

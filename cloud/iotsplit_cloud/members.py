@@ -3,13 +3,15 @@
 from dataclasses import dataclass
 
 from iotsplit.errors import MalformedMessageError
-from iotsplit.messages import MAX_AGENTS, PROTOCOL_VERSION, Birth
 from iotsplit.plan import PartPlan, Tier
+from iotsplit.states import MAX_AGENTS, PROTOCOL_VERSION, Birth
 
 SILENCE_S = 30.0
 """An agent that has not been heard for so long is gone; heartbeats come every five seconds."""
-GRACE_S = 10.0
-"""A connection that was lost may come back for so long before its sessions are dropped."""
+GRACE_S = 3.0
+"""A connection that was lost may come back for so long before its sessions go elsewhere."""
+OPENING_S = 15.0
+"""A cloud that has started waits so long for agents that it has not heard of yet."""
 
 
 @dataclass(slots=True)
@@ -33,6 +35,8 @@ class Members:
         self._model = model
         self._plans = plans
         self._members: dict[str, Member] = {}
+        self.opened_at = 0.0
+        """When the cloud began to listen, in the runner's seconds."""
 
     def __getitem__(self, agent: str) -> Member:
         return self._members[agent]
@@ -94,8 +98,13 @@ class Members:
         """Whether sessions of the agent cannot go on."""
         member = self._members.get(agent)
         if member is None:
-            return True
+            return now - self.opened_at >= OPENING_S
         return member.lost_at is not None and now - member.lost_at >= GRACE_S
+
+    def incarnation(self, agent: str) -> int:
+        """The incarnation of an agent; 0 if it was never there."""
+        member = self._members.get(agent)
+        return 0 if member is None else member.birth.incarnation
 
     def present(self, tier: Tier) -> list[str]:
         """Ids of the agents of a tier that can work now."""

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import msgspec
 
-from iotsplit.messages import Metrics
 from iotsplit.plan import Tier
+from iotsplit.states import Metrics
 from iotsplit_cloud.report import Report
 
 _MIB = 1 << 20

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from iotsplit.messages import Metrics
 from iotsplit.role import Local
+from iotsplit.states import Metrics
 from iotsplit_cloud.report import Report
 
 

@@ -6,12 +6,13 @@ from typing import Any
 import msgspec
 
 from iotsplit import __version__
-from iotsplit.messages import Metrics
 from iotsplit.plan import Labels, Tier
 from iotsplit.settings import TrainingSettings
+from iotsplit.states import Metrics
 from iotsplit_cloud.evaluation import EvaluationRound, Tally
+from iotsplit_cloud.ledger import Ledger
 from iotsplit_cloud.members import Member
-from iotsplit_cloud.training import Ledger, TrainingRound
+from iotsplit_cloud.training import TrainingRound
 
 LEAVES_DEVICE = {
     Labels.CLOUD: ["activations", "token ids of the training text (as labels)", "LoRA updates", "metrics"],

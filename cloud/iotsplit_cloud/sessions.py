@@ -2,11 +2,37 @@
 
 from dataclasses import dataclass, field
 
-from iotsplit.messages import Assignment, Contents, Frame, Identity, Update, Want, frame_of
+from iotsplit.messages import (
+    Contents,
+    Frame,
+    Identity,
+    Resume,
+    Update,
+    Want,
+)
 from iotsplit.plan import Tier
-from iotsplit.session import Awaited, Kept, wanted_by
+from iotsplit.session import Awaited, Backup, wanted_by
+from iotsplit.settings import TrainingSettings
+from iotsplit.states import Assignment
 
-DOWN = (Tier.CLOUD, Tier.EDGE)
+
+@dataclass(slots=True, kw_only=True)
+class Move:
+    """A session on its way to another edge.
+
+    Args:
+        edge: that it comes from.
+        at: when it was sent on its way, in the runner's seconds.
+        step: that the cloud stood at.
+        resumed: the step that the new edge began with, once it has said so.
+        arrived_at: when it brought the first thing that is new.
+    """
+
+    edge: str
+    at: float
+    step: int
+    resumed: int | None = None
+    arrived_at: float | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -18,16 +44,26 @@ class CloudSession:
         step_loss: sum of losses of the step at hand.
         losses: mean loss of each finished step.
         progress_at: when the session last brought something new, in the runner's seconds.
+        reminded_at: when its assignment was last said again.
+        move: set while it goes to another edge.
+        unfit: why it has to leave the round; empty if it may stay.
     """
 
-    assignment: Assignment
+    backup: Backup
     progress_at: float
-    kept: Kept = field(default_factory=Kept)
     awaited: Awaited = field(default_factory=Awaited)
     step_tokens: int = 0
     step_loss: float = 0.0
     tokens: int = 0
     losses: list[float] = field(default_factory=list)
+    reminded_at: float = 0.0
+    move: Move | None = None
+    unfit: str = ""
+
+    @property
+    def assignment(self) -> Assignment:
+        """The session's assignment as it is now."""
+        return self.backup.assignment
 
     def belongs(self, frame: Frame) -> bool:
         """Whether the frame is of this session's epoch and comes from its edge, or from its device."""
@@ -40,23 +76,54 @@ class CloudSession:
         agents = {Tier.EDGE: self.assignment.edge, Tier.DEVICE: self.assignment.device}
         return agents.get(frame.tier)
 
+    def move_to(self, assignment: Assignment, step: int, now: float) -> None:
+        """Go on at another edge."""
+        at = self.move.at if self.move else now
+        self.move = Move(edge=self.assignment.edge, at=at, step=step)
+        self.backup.reassign(assignment)
+
+    def progress(self, now: float) -> None:
+        """The session has brought something new."""
+        self.progress_at = now
+        if self.move is not None and self.move.arrived_at is None:
+            self.move.arrived_at = now
+
     def expect(self, kind: str, step: int, micro_batch: int, now: float) -> None:
         """Wait for a frame."""
-        self.awaited.expect(Identity(self.assignment.session, step, micro_batch, kind), now)
+        self.awaited.expect(self.identity(kind, step, micro_batch), now)
+
+    def identity(self, kind: str, step: int, micro_batch: int) -> Identity:
+        """The identity of one of the session's frames."""
+        return Identity(self.assignment.session, step, micro_batch, kind)
 
     def answer(self, frame: Frame, content: Contents) -> Frame:
         """A kept answer to a frame, of the same step and micro-batch."""
-        at = (frame.step, frame.micro_batch)
-        return self.kept.keep(frame_of(self.assignment, content, way=DOWN, at=at))
+        return self.backup.keep(content, Tier.EDGE, (frame.step, frame.micro_batch))
 
     def again(self, frame: Frame, want: Want) -> list[Frame]:
         """What was asked for, if it was ever said."""
-        kept = self.kept.again(wanted_by(frame, want), epoch=self.assignment.epoch)
+        kept = self.backup.again(wanted_by(frame, want))
         return [] if kept is None else [kept]
+
+    def resume(self, resume: Resume) -> Frame:
+        """Tell the edge where we stand."""
+        return self.backup.send(resume, Tier.EDGE)
 
     def ask(self, now: float) -> list[Frame]:
         """Requests for what is late."""
         return [
-            frame_of(self.assignment, Want(wanted=late.kind), way=DOWN, at=(late.step, late.micro_batch))
+            self.backup.send(Want(wanted=late.kind), Tier.EDGE, (late.step, late.micro_batch))
             for late in self.awaited.late(now)
         ]
+
+
+def new_sessions(
+    assignments: dict[str, Assignment], settings: TrainingSettings, now: float
+) -> dict[str, CloudSession]:
+    """Sessions by device, in the order of their names."""
+    return {
+        device: CloudSession(
+            backup=Backup(assignment, Tier.CLOUD, every=settings.checkpoint_every), progress_at=now
+        )
+        for device, assignment in sorted(assignments.items())
+    }

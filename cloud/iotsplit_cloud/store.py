@@ -1,6 +1,7 @@
-"""The cloud's disk: versions, milestones, and what the run leaves in its output directory.
+"""The cloud's disk: versions, milestones, the round at hand, and what the run leaves in its output directory.
 
-Everything is replaced as a whole: a power cut leaves the last milestone or the one before, never half of one.
+Tensors are files that are replaced as a whole, facts are in a database that names them only when they are on
+the disk: a power cut leaves the last state or the one before, never half of one.
 """
 
 import contextlib
@@ -13,25 +14,31 @@ from pathlib import Path
 from typing import IO, Any
 
 import msgspec
+import structlog
 
 from iotsplit.errors import RunFailedError, UsageError
-from iotsplit.messages import Event, Metrics
 from iotsplit.plan import Tier
 from iotsplit.role import Local
 from iotsplit.runtime import clock
+from iotsplit.runtime.files import read_checked, replace, sha256, writing
 from iotsplit.runtime.runner import peak_rss_bytes
 from iotsplit.settings import TrainingSettings
+from iotsplit.states import Event, Metrics
 from iotsplit.tensors import adapters
+from iotsplit_cloud.database import Database
+from iotsplit_cloud.journal import RoundCheckpoint, RoundState, SessionRecord
 from iotsplit_cloud.plot import draw
 from iotsplit_cloud.records import Heard, Milestone
 from iotsplit_cloud.report import Report
 from iotsplit_cloud.versions import KEPT_VERSIONS, Version
 
-FORMAT = 1
+KEPT_CHECKPOINTS = 2
+FIX = "free space there or choose another --output"
+
+log = structlog.get_logger()
 
 
 class _State(msgspec.Struct, kw_only=True):
-    format: int = FORMAT
     settings: dict[str, Any]
     round: int
     version: int
@@ -39,15 +46,30 @@ class _State(msgspec.Struct, kw_only=True):
     report: Report
 
 
+class _Described(msgspec.Struct, kw_only=True):
+    """A checkpoint of the round at hand, without its tensors."""
+
+    step: int
+    regular: bool
+    sessions: dict[str, SessionRecord]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saved:
-    """What a restarted cloud goes on from."""
+    """What a restarted cloud goes on from.
+
+    Args:
+        interrupted: the round that was under way.
+        checkpoints: of that round.
+    """
 
     round: int
     version: int
     versions: list[Version]
     optimizer: bytes
     report: Report
+    interrupted: RoundState | None
+    checkpoints: list[RoundCheckpoint]
 
 
 class Store:
@@ -68,11 +90,15 @@ class Store:
         self._state = output / "state" / "cloud"
         self._rounds: dict[int, int] = {}
         self._report: Report | None = None
+        self._round: RoundState | None = None
         self._started = clock.now()
         self._earlier_s = 0.0
         self._lines: dict[str, IO[bytes]] = {}
-        with self._writing(output):
+        with writing(output, fix=FIX):
             (self._state / "versions").mkdir(parents=True, exist_ok=True)
+            (self._state / "round").mkdir(exist_ok=True)
+        self._database = Database(self._state / "state.db")
+        with writing(output, fix=FIX):
             for name in ("metrics", "events"):
                 self._lines[name] = _continued(output / f"{name}.jsonl")
 
@@ -80,27 +106,24 @@ class Store:
         """What was saved by an earlier start; nothing if there was none.
 
         Raises:
-            UsageError: the directory is of other settings or another format.
+            UsageError: the directory is of other settings or another format, or lacks a file.
         """
-        file = self._state / "state.json"
-        if not file.exists():
+        state = self._database.fact("state", _State)
+        if state is None:
             return None
-        try:
-            state = msgspec.json.decode(file.read_bytes(), type=_State)
-        except msgspec.DecodeError as error:
-            raise UsageError(
-                f"{file} cannot be read: {error}", fix="choose another --output, or --fresh"
-            ) from None
         self._check(state)
         self._rounds = state.rounds
+        self._round = self._database.fact("round", RoundState)
         self._earlier_s = state.report.wall_s
         self._report = state.report
         return Saved(
             round=state.round,
             version=state.version,
             versions=[self._version(number) for number in sorted(state.rounds)],
-            optimizer=(self._state / f"optimizer-{state.round}.safetensors").read_bytes(),
+            optimizer=self._needed(self._state / f"optimizer-{state.round}.safetensors"),
             report=state.report,
+            interrupted=self._database.fact("round", RoundState),
+            checkpoints=self._checkpoints(),
         )
 
     def take(self, kept: Local | Metrics | Event) -> None:
@@ -109,7 +132,7 @@ class Store:
         Raises:
             RunFailedError: the disk is full or cannot be written.
         """
-        with self._writing(self._output):
+        with writing(self._output, fix=FIX):
             match kept:
                 case Metrics():
                     self._line("metrics", kept)
@@ -119,25 +142,30 @@ class Store:
                     self._line("events", kept)
                 case Version():
                     self._save_version(kept)
+                case RoundState():
+                    self._save_round(kept)
+                case RoundCheckpoint():
+                    self._save_checkpoint(kept)
                 case Milestone():
                     self._save(kept)
 
     def close(self, state: str, reason: str = "") -> None:
         """Write how the run ended."""
-        with contextlib.suppress(RunFailedError), self._writing(self._output):
+        with contextlib.suppress(RunFailedError), writing(self._output, fix=FIX):
             if self._report is not None:
                 self._report.state, self._report.reason = state, reason
                 self._write_report(self._report, final=True)
             for file in self._lines.values():
                 file.close()
+            self._database.close()
 
     def _save(self, milestone: Milestone) -> None:
-        if not self._rounds:
-            self._rounds = {}
         self._report = milestone.report
         self._write_report(milestone.report, final=milestone.final)
         optimizer = self._state / f"optimizer-{milestone.round}.safetensors"
         replace(optimizer, milestone.optimizer)
+        kept = sorted(self._rounds)[-KEPT_VERSIONS:]
+        self._rounds = {version: round_ for version, round_ in self._rounds.items() if version in kept}
         state = _State(
             settings=self._settings,
             round=milestone.round,
@@ -145,10 +173,59 @@ class Store:
             rounds=self._rounds,
             report=milestone.report,
         )
-        replace(self._state / "state.json", msgspec.json.encode(state))
+        self._round = None
+        self._database.write({"state": state, "round": None}, forget_checkpoints=True)
+        # Only now is nothing of it needed any more.
         for other in self._state.glob("optimizer-*.safetensors"):
             if other != optimizer:
                 other.unlink()
+        for directory in (self._state / "versions").iterdir():
+            if directory.name not in map(str, self._rounds):
+                shutil.rmtree(directory, ignore_errors=True)
+        self._keep_checkpoint_files([])
+
+    def _save_round(self, state: RoundState) -> None:
+        again = self._round is None or (state.round, state.attempt) != (self._round.round, self._round.attempt)
+        self._round = state
+        self._database.write({"round": state}, forget_checkpoints=again)
+        if again:
+            self._keep_checkpoint_files([])
+
+    def _save_checkpoint(self, checkpoint: RoundCheckpoint) -> None:
+        name = f"{checkpoint.step:06d}.safetensors"
+        replace(self._state / "round" / name, checkpoint.body)
+        # A session that has left takes all earlier checkpoints with it (TrainingRound.drop).
+        earlier = [file for file, _, _ in self._database.checkpoints(_Described) if file < name]
+        kept = earlier[1 - KEPT_CHECKPOINTS :] if checkpoint.regular else []
+        described = _Described(
+            step=checkpoint.step, regular=checkpoint.regular, sessions=dict(checkpoint.sessions)
+        )
+        known = [file for file, _, _ in self._database.checkpoints(_Described)]
+        removed = [file for file in known if file not in kept and file != name]
+        self._database.add_checkpoint(name, sha256(checkpoint.body), described, remove=removed)
+        self._keep_checkpoint_files([*kept, name])
+
+    def _keep_checkpoint_files(self, names: list[str]) -> None:
+        for file in (self._state / "round").iterdir():
+            if file.name not in names:
+                file.unlink()
+
+    def _checkpoints(self) -> list[RoundCheckpoint]:
+        found = []
+        for name, digest, described in self._database.checkpoints(_Described):
+            body = read_checked(self._state / "round" / name, digest)
+            if body is None:
+                log.warning("a checkpoint is damaged and is passed over", file=name)
+                continue
+            found.append(
+                RoundCheckpoint(
+                    step=described.step,
+                    regular=described.regular,
+                    sessions=described.sessions,
+                    body=body,
+                )
+            )
+        return found
 
     def _save_version(self, version: Version) -> None:
         directory = self._state / "versions" / str(version.version)
@@ -156,15 +233,21 @@ class Store:
         for tier, body in version.sections.items():
             replace(directory / f"{tier}.safetensors", body)
         self._rounds[version.version] = version.round
-        for old in sorted(self._rounds)[:-KEPT_VERSIONS]:
-            del self._rounds[old]
-            shutil.rmtree(self._state / "versions" / str(old), ignore_errors=True)
         adapters.export(self._output / "adapter", version.tensors(), self._peft)
 
     def _version(self, number: int) -> Version:
         directory = self._state / "versions" / str(number)
-        sections = {str(tier): (directory / f"{tier}.safetensors").read_bytes() for tier in Tier}
+        sections = {str(tier): self._needed(directory / f"{tier}.safetensors") for tier in Tier}
         return Version(version=number, round=self._rounds[number], sections=sections)
+
+    def _needed(self, file: Path) -> bytes:
+        try:
+            return file.read_bytes()
+        except OSError as error:
+            raise UsageError(
+                f"{self._output} cannot be gone on with: {file}: {error.strerror}",
+                fix="choose another --output, or --fresh",
+            ) from None
 
     def _write_report(self, report: Report, *, final: bool) -> None:
         report.wall_s = self._earlier_s + clock.now() - self._started
@@ -187,21 +270,11 @@ class Store:
         differ = [
             name for name, value in state.settings.items() if name not in free and mine.get(name) != value
         ]
-        if state.format != FORMAT or differ:
+        if differ:
             raise UsageError(
-                f"{self._output} holds a run with other settings: {', '.join(differ) or 'format'}",
+                f"{self._output} holds a run with other settings: {', '.join(differ)}",
                 fix="use the same settings to go on with it, another --output, or --fresh",
             )
-
-    @contextlib.contextmanager
-    def _writing(self, place: Path) -> Any:
-        try:
-            yield
-        except OSError as error:
-            raise RunFailedError(
-                f"cannot write {error.filename or place}: {error.strerror}",
-                fix="free space there or choose another --output",
-            ) from None
 
 
 def _continued(file: Path) -> IO[bytes]:
@@ -220,13 +293,3 @@ def _objects(file: Path) -> Iterator[dict[str, Any]]:
     for line in file.read_bytes().splitlines():
         with contextlib.suppress(msgspec.DecodeError):
             yield msgspec.json.decode(line, type=dict[str, Any])
-
-
-def replace(file: Path, content: bytes) -> None:
-    """Replace a file as a whole, and see it on the disk."""
-    draft = file.with_name(f".{file.name}.new")
-    with draft.open("wb") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
-    draft.replace(file)

@@ -6,12 +6,20 @@ from collections.abc import Mapping
 import torch
 
 from iotsplit.errors import NotFiniteError, TensorRefusedError
-from iotsplit.messages import Activation, Gradient, PackedTensor, Score, TailGradient, TailHidden
+from iotsplit.messages import (
+    Activation,
+    Gradient,
+    PackedTensor,
+    Score,
+    TailGradient,
+    TailHidden,
+)
 from iotsplit.settings import TrainingSettings
-from iotsplit.tensors import adapters, optimizer_state
+from iotsplit.tensors import adapters
 from iotsplit.tensors.boundary import Boundary
 from iotsplit.tensors.compression import pack, unpack, unpack_labels, unpack_mask
 from iotsplit.tensors.parts import Part
+from iotsplit.tensors.trained import Trained
 
 Key = tuple[str, int, int]
 """Session, step, micro-batch."""
@@ -31,28 +39,32 @@ class Tail:
     def __init__(self, part: Part, settings: TrainingSettings) -> None:
         self._part = part
         self._settings = settings
-        self._parameters = adapters.parameters(part)
-        self._optimizer = adapters.make_optimizer(self._parameters, settings)
+        self._trained = Trained(adapters.parameters(part), settings)
         self._boundary = Boundary()
         self._shapes: dict[Key, tuple[int, ...]] = {}
         self._gradients: dict[str, dict[str, torch.Tensor]] = {}
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the cloud's LoRA parameters by name."""
-        return {name: tuple(value.shape) for name, value in self._parameters.items()}
-
     def load(self, adapter: bytes) -> None:
         """Take over the cloud's section of an adapter version; the optimizer goes on."""
-        for name, value in adapters.from_bytes(adapter, self.shapes()).items():
-            self._parameters[name].data.copy_(value)
-        self._boundary.drop_all()
-        self._gradients.clear()
-        self._shapes.clear()
+        self._trained.load(adapter)
+        self.forget()
 
     def adapter(self) -> bytes:
         """The cloud's LoRA parameters as they are."""
-        tensors: Mapping[str, torch.Tensor] = self._parameters
-        return adapters.to_bytes({name: value.detach() for name, value in tensors.items()})
+        return self._trained.adapter()
+
+    def checkpoint(self) -> bytes:
+        """The cloud's LoRA parameters and optimizer as they are."""
+        return self._trained.checkpoint()
+
+    def restore(self, body: bytes) -> None:
+        """Take over a checkpoint; of the step at hand nothing is left.
+
+        Raises:
+            PeerError: not a checkpoint of this part with these settings.
+        """
+        self._trained.restore(body)
+        self.forget()
 
     def train(self, key: Key, content: Activation) -> tuple[Gradient, float]:
         """Forward, loss and backward of one micro-batch; gives the gradient below and the sum of losses."""
@@ -96,13 +108,12 @@ class Tail:
 
     def step(self, weights: Mapping[str, float]) -> None:
         """One optimizer step on the weighted sum of the sessions' gradients."""
-        for name, parameter in self._parameters.items():
+        for name, parameter in self._trained.parameters.items():
             total = torch.zeros_like(parameter)
             for session in sorted(weights):
                 total.add_(self._gradients[session][name], alpha=weights[session])
             parameter.grad = total
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._trained.step()
         self._gradients.clear()
 
     def drop(self, session: str) -> None:
@@ -114,11 +125,11 @@ class Tail:
 
     def optimizer_state(self) -> bytes:
         """The optimizer's state as safetensors."""
-        return optimizer_state.to_bytes(self._optimizer, list(self._parameters))
+        return self._trained.optimizer_state()
 
     def load_optimizer(self, state: bytes) -> None:
         """Take over an optimizer's state."""
-        optimizer_state.from_bytes(self._optimizer, list(self._parameters), state)
+        self._trained.load_optimizer(state)
 
     def _accumulate(self, session: str, loss: torch.Tensor, hidden: torch.Tensor) -> Gradient:
         torch.autograd.backward(loss)
@@ -127,7 +138,7 @@ class Tail:
             below = Gradient(gradient=pack(hidden.grad, self._settings.codec))
         except NotFiniteError:
             # The micro-batch is refused and may come again: nothing of it may stay in the sum.
-            self._optimizer.zero_grad(set_to_none=True)
+            self._trained.forget_gradients()
             raise
         self._add(session)
         return below
@@ -135,10 +146,16 @@ class Tail:
     def _add(self, session: str) -> None:
         """Add the gradients of one backward pass to those of the session."""
         held = self._gradients.setdefault(session, {})
-        for name, parameter in self._parameters.items():
+        for name, parameter in self._trained.parameters.items():
             new = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
             held[name] = held[name] + new if name in held else new
             parameter.grad = None
+
+    def forget(self) -> None:
+        """Forget what all sessions have contributed to the step at hand."""
+        self._boundary.drop_all()
+        self._gradients.clear()
+        self._shapes.clear()
 
     def _inputs(
         self, content: Activation, *, with_labels: bool

@@ -1,45 +1,49 @@
 """A training round in the cloud: lockstep over its sessions, and a ledger of what was applied. No I/O."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-from iotsplit.errors import MalformedMessageError, TensorRefusedError
+from iotsplit.errors import MalformedMessageError, PeerError, TensorRefusedError
 from iotsplit.messages import (
     Activation,
-    Assignment,
     Frame,
-    Metrics,
+    Resume,
+    Stuck,
     TailGradient,
     Update,
     Want,
 )
 from iotsplit.plan import Labels, Tier
-from iotsplit.role import Output
+from iotsplit.role import Output, Refused
+from iotsplit.session import Awaited, Turns, steps_kept
 from iotsplit.settings import TrainingSettings
-from iotsplit_cloud.sessions import CloudSession
+from iotsplit.states import Assignment, Metrics
+from iotsplit_cloud.journal import RoundCheckpoint, SessionRecord
+from iotsplit_cloud.ledger import Ledger
+from iotsplit_cloud.sessions import CloudSession, new_sessions
 from iotsplit_cloud.tail import Key, Tail
 
 UPDATE_OF = {Tier.DEVICE: 0, Tier.EDGE: 1}
 """Both tiers' updates of a session end its last step; the micro-batch tells them apart."""
 
 
-@dataclass(slots=True)
-class Ledger:
-    """Which steps of which sessions count, and which were applied to the cloud's parameters."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Equipment:
+    """What a round works with.
 
-    expected: int = 0
-    applied: set[tuple[str, int]] = field(default_factory=set)
-    duplicated: int = 0
+    Args:
+        tail: the cloud's part.
+        ledger: entered at each step.
+        turns: numbers the cloud's Resume messages.
+        check: raises a PeerError for an update that cannot be averaged.
+        to_start: puts the tail back to where it was when the round began.
+    """
 
-    def apply(self, session: str, step: int) -> None:
-        """Enter one session's step."""
-        self.duplicated += (session, step) in self.applied
-        self.applied.add((session, step))
-
-    @property
-    def lost(self) -> int:
-        """Steps that should have been applied and were not."""
-        return self.expected - len(self.applied)
+    tail: Tail
+    ledger: Ledger
+    turns: Turns
+    check: Callable[[Tier, Update], None]
+    to_start: Callable[[], None]
 
 
 class TrainingRound:
@@ -48,35 +52,31 @@ class TrainingRound:
     Args:
         assignments: the round's sessions by device.
         settings: the fleet's settings.
-        tail: the cloud's part.
-        ledger: entered at each step.
-        check: raises a PeerError for an update that cannot be averaged.
+        equipment: the tail and what belongs to it.
     """
 
     def __init__(
         self,
-        assignments: Mapping[str, Assignment],
+        assignments: dict[str, Assignment],
         settings: TrainingSettings,
-        tail: Tail,
-        ledger: Ledger,
+        equipment: Equipment,
         *,
-        check: Callable[[Tier, Update], None],
         now: float,
     ) -> None:
-        self.sessions = {
-            device: CloudSession(assignment=assignment, progress_at=now)
-            for device, assignment in sorted(assignments.items())
-        }
+        self.sessions = new_sessions(assignments, settings, now)
         self.updates: dict[str, dict[Tier, Update]] = {device: {} for device in self.sessions}
         self.dropped: dict[str, str] = {}
         self.step = 0
+        self.stuck = ""
+        """Why the round cannot go on from what is left and has to be done again; empty if it can."""
         self._settings = settings
-        self._tail = tail
-        self._ledger = ledger
-        self._check = check
+        self._tail, self._ledger, self._turns = equipment.tail, equipment.ledger, equipment.turns
+        self._check, self._to_start = equipment.check, equipment.to_start
+        self._resumed = False
+        self._saved: list[RoundCheckpoint] = []  # that this start of the cloud has found
         self._next: dict[str, int] = dict.fromkeys(self.sessions, 0)  # micro-batches done in this step
         self._held: dict[str, list[Frame]] = {device: [] for device in self.sessions}
-        ledger.expected += len(self.sessions) * settings.local_steps
+        self._ledger.expected += len(self.sessions) * settings.local_steps
         for session in self.sessions.values():
             self._expect_step(session, now)
 
@@ -96,12 +96,25 @@ class TrainingRound:
         session = self.sessions.get(frame.device)
         if session is None or not session.belongs(frame):
             return []
-        if isinstance(frame.content, Want):
-            return list(session.again(frame, frame.content))
-        if frame.identity not in session.awaited:
-            return self._hold(frame)
-        said = self._take(session, frame, now)
-        return [*said, *self._barrier(now)]
+        session.backup.hear(frame)
+        if isinstance(frame.content, Want | Resume | Stuck):
+            return self._reply(session, frame, now)
+        if not self._is_wanted(session, frame):
+            return []  # a repetition, or too far ahead: it will be asked for
+        self._held[frame.device].append(frame)
+        return self._go_on(now)
+
+    def _reply(self, session: CloudSession, frame: Frame, now: float) -> list[Output]:
+        match frame.content:
+            case Want() as want:
+                return self._answer(session, frame, want, now)
+            case Resume() as resume if session.backup.is_news(frame, resume):
+                return self._send_again(session, resume.step, now)
+            case Stuck(unfit=True) as stuck:
+                session.unfit = stuck.reason
+            case Stuck() as stuck:
+                self.stuck = stuck.reason
+        return []
 
     def tick(self, now: float) -> list[Output]:
         """Ask for what is late."""
@@ -112,6 +125,10 @@ class TrainingRound:
         """When something will be late."""
         return min((s.awaited.next_due for s in self.sessions.values()), default=float("inf"))
 
+    def move(self, assignment: Assignment, now: float) -> None:
+        """A session goes on at another edge, which will say from where."""
+        self.sessions[assignment.device].move_to(assignment, self.step, now)
+
     def drop(self, device: str, reason: str, now: float) -> list[Output]:
         """Go on without a session; what it brought for the step at hand is forgotten."""
         session = self.sessions.pop(device)
@@ -121,25 +138,147 @@ class TrainingRound:
         self._ledger.expected -= self._settings.local_steps - done
         for table in (self._next, self._held, self.updates):
             table.pop(device)
-        return self._barrier(now)
+        # Earlier checkpoints could only be gone on from with the session that has left.
+        self._saved = []
+        said: list[Output] = [self._checkpoint()] if self.sessions else []
+        return [*said, *self._go_on(now)]
 
-    def _hold(self, frame: Frame) -> list[Output]:
-        # A session that is ahead waits here for the others; anything else is a repetition.
+    def void(self) -> None:
+        """Take the round out of the ledger: it is done again from its start."""
+        for session in self.sessions.values():
+            self._ledger.rewind(session.assignment.session, 0)
+            self._ledger.expected -= self._settings.local_steps
+        self._tail.forget()
+
+    # --- recovery
+
+    def resume(self, saved: Sequence[RoundCheckpoint], now: float) -> list[Output]:
+        """Go on after a restart of the cloud, from the newest of what it has saved of the round."""
+        self._saved = sorted(saved, key=lambda checkpoint: checkpoint.step)
+        self._resumed = True
+        return self._rewind(self._settings.local_steps, now)
+
+    def _answer(self, session: CloudSession, frame: Frame, want: Want, now: float) -> list[Output]:
+        again = session.again(frame, want)
+        made = want.wanted == "gradient" and frame.step < self.step
+        if made and not again and frame.step >= session.backup.floor(Tier.EDGE):
+            return self._rewind(frame.step, now)  # its Resume was lost
+        return list(again)
+
+    def _send_again(self, session: CloudSession, step: int, now: float) -> list[Output]:
+        """What an edge needs from a step on; it has come back and stands there."""
+        if session.move is not None:
+            session.move.resumed = step
+        if step > self._place(session):
+            return [self._resume(session)]  # it has come back further ahead than we
+        if session.backup.covers(Tier.EDGE, step):
+            return list(session.backup.since(Tier.EDGE, step))
+        return self._rewind(step, now)
+
+    def _rewind(self, step: int, now: float) -> list[Output]:
+        """Go back to the newest state saved at or before a step, and tell all edges."""
+        found = [checkpoint for checkpoint in self._saved if checkpoint.step <= step]
+        records: Mapping[str, SessionRecord] = {}
+        if found:
+            self._tail.restore(found[-1].body)
+            self.step, records = found[-1].step, found[-1].sessions
+        elif self._resumed and not self.dropped:
+            self._to_start()
+            self.step = 0
+        else:
+            self.stuck = f"the cloud has no checkpoint of step {step} or before"
+            return []
+        newest = max([self.step, *(each.step for each in self._saved if each.regular)])
+        for device, session in self.sessions.items():
+            record = records.get(device, SessionRecord(tokens=0, losses=(), edge_checkpoint=0))
+            name = session.assignment.session
+            self._ledger.rewind(name, self.step)
+            self._ledger.applied |= {(name, at) for at in range(self.step)}
+            session.losses, session.tokens = list(record.losses), record.tokens
+            session.backup.restart(self.step, newest=newest)
+            session.backup.learn(Tier.EDGE, record.edge_checkpoint)
+            session.awaited = Awaited()
+            self.updates[device] = {}
+            self._start_step(device, now)
+        return self._resume_all()
+
+    def _resume_all(self) -> list[Output]:
+        return [self._resume(session) for session in self.sessions.values()]
+
+    def _resume(self, session: CloudSession) -> Frame:
+        return session.resume(self._turns.resume(self._place(session)))
+
+    def _place(self, session: CloudSession) -> int:
+        """The step that a session has to bring next: it may be done with the one that others are late for."""
+        over = self._next[session.assignment.device] == self._settings.micro_batches
+        return self.step + over if self.step < self._settings.local_steps else self.step
+
+    def _checkpoint(self, *, regular: bool = False) -> RoundCheckpoint:
+        records = {
+            device: SessionRecord(
+                tokens=session.tokens,
+                losses=tuple(session.losses),
+                edge_checkpoint=session.backup.newest(Tier.EDGE),
+            )
+            for device, session in self.sessions.items()
+        }
+        body = self._tail.checkpoint()
+        return RoundCheckpoint(step=self.step, regular=regular, sessions=records, body=body)
+
+    # --- what comes
+
+    def _is_wanted(self, session: CloudSession, frame: Frame) -> bool:
+        identity = frame.identity
         held = self._held[frame.device]
+        if any(identity == other.identity for other in held):
+            return False
+        if identity in session.awaited:
+            return True
         match frame.content:
-            case Activation():
-                possible = frame.micro_batch < self._settings.micro_batches
             case Update():
-                possible = UPDATE_OF.get(frame.tier) == frame.micro_batch
-            case _:
-                possible = False
-        if (
-            possible
-            and frame.step == self.step + 1
-            and frame.identity not in {other.identity for other in held}
-        ):
-            held.append(frame)
-        return []
+                fits = frame.step == self._settings.local_steps
+                return fits and UPDATE_OF.get(frame.tier) == frame.micro_batch and frame.step > self.step
+            case Activation() | TailGradient() if frame.tier is Tier.EDGE:
+                far = min(self.step + steps_kept(self._settings.checkpoint_every), self._settings.local_steps)
+                near = self.step < frame.step < far and frame.micro_batch < self._settings.micro_batches
+                return near or self._has_overtaken(session, frame)
+        return False
+
+    def _has_overtaken(self, session: CloudSession, frame: Frame) -> bool:
+        """Whether it is the gradient of a last layer's output that is not even made yet."""
+        before = session.identity("activation", frame.step, frame.micro_batch)
+        return isinstance(frame.content, TailGradient) and before in session.awaited
+
+    def _go_on(self, now: float) -> list[Output]:
+        """Treat what is held and can be treated, step by step."""
+        said: list[Output] = []
+        while True:
+            for session in list(self.sessions.values()):
+                while (frame := self._next_frame(session)) is not None:
+                    self._held[frame.device].remove(frame)
+                    try:
+                        said += self._take(session, frame, now)
+                    except PeerError as error:
+                        said.append(Refused(message=frame, error=error))
+                        if session.awaited.is_hopeless(frame.identity):
+                            session.unfit = str(error)
+            if not self._is_complete:
+                return said
+            said += self._finish_step(now)
+
+    def _next_frame(self, session: CloudSession) -> Frame | None:
+        """A held frame that can be treated now.
+
+        Gradients of a session add up in the order of its micro-batches: sums of floats differ.
+        """
+        for frame in self._held[session.assignment.device]:
+            adds = isinstance(frame.content, TailGradient) or (
+                isinstance(frame.content, Activation) and self._settings.labels is Labels.CLOUD
+            )
+            turn = not adds or frame.micro_batch == self._next[frame.device]
+            if turn and frame.identity in session.awaited:
+                return frame
+        return None
 
     def _take(self, session: CloudSession, frame: Frame, now: float) -> list[Output]:
         match frame.content:
@@ -155,69 +294,57 @@ class TrainingRound:
         raise MalformedMessageError(f"a {frame.identity.kind} in a training round")
 
     def _take_tensor(self, session: CloudSession, frame: Frame, now: float) -> list[Output]:
-        # Gradients of a session add up in the order of its micro-batches: sums of floats differ.
-        name = session.assignment.session
-        key: Key = (name, frame.step, frame.micro_batch)
+        key: Key = (session.assignment.session, frame.step, frame.micro_batch)
         if isinstance(frame.content, Activation) and self._settings.labels is Labels.DEVICE:
             said = session.answer(frame, self._tail.open(key, frame.content))
             session.step_tokens = frame.content.step_tokens
             session.expect("tail_gradient", frame.step, frame.micro_batch, now)
             self._arrived(session, frame, now)
             return [said]
-        if frame.micro_batch != self._next[frame.device]:
-            return self._defer(frame)
         match frame.content:
             case Activation() as content:
                 gradient, loss_sum = self._tail.train(key, content)
                 session.step_tokens = content.step_tokens
             case TailGradient() as content:
                 gradient, loss_sum = self._tail.close(key, content), content.loss_sum
+            case _:
+                raise MalformedMessageError(f"a {frame.identity.kind} in a training round")
         session.step_loss += loss_sum
         self._next[frame.device] += 1
         self._arrived(session, frame, now)
-        return [session.answer(frame, gradient), *self._deferred(session, now)]
-
-    def _defer(self, frame: Frame) -> list[Output]:
-        held = self._held[frame.device]
-        if frame.identity not in {other.identity for other in held}:
-            held.append(frame)
-        return []
-
-    def _deferred(self, session: CloudSession, now: float) -> list[Output]:
-        held = self._held[session.assignment.device]
-        for frame in held:
-            if frame.step == self.step and frame.micro_batch == self._next[frame.device]:
-                held.remove(frame)
-                return self._take(session, frame, now)
-        return []
+        return [session.answer(frame, gradient)]
 
     def _arrived(self, session: CloudSession, frame: Frame, now: float) -> None:
         session.awaited.arrived(frame.identity, now)
-        session.progress_at = now
+        session.progress(now)
 
-    def _barrier(self, now: float) -> list[Output]:
-        """When all sessions of the step are in: one optimizer step, then what was held back."""
+    # --- steps
+
+    @property
+    def _is_complete(self) -> bool:
+        """All sessions of the step are in."""
         ready = self.sessions and all(n == self._settings.micro_batches for n in self._next.values())
-        if not ready or self.step == self._settings.local_steps:
-            return []
+        return bool(ready) and self.step < self._settings.local_steps
+
+    def _finish_step(self, now: float) -> list[Output]:
+        """One optimizer step, and the next step is waited for."""
         total = sum(session.step_tokens for session in self.sessions.values())
         weights = {s.assignment.session: s.step_tokens / total for s in self.sessions.values()}
         self._tail.step(weights)
         said: list[Output] = [self._close_step(session) for session in self.sessions.values()]
         self.step += 1
-        for device, session in self.sessions.items():
-            self._next[device] = 0
-            session.progress_at = now
-            self._expect_step(session, now)
-        return [*said, *self._release(now)]
-
-    def _release(self, now: float) -> list[Output]:
-        said: list[Output] = []
-        for device in list(self.sessions):
-            held, self._held[device] = self._held[device], []
-            for frame in sorted(held, key=lambda frame: frame.micro_batch):
-                said += self.handle(frame, now)
+        said += self._save()
+        for device in self.sessions:
+            self._start_step(device, now)
         return said
+
+    def _save(self) -> list[Output]:
+        if self.step % self._settings.checkpoint_every or self.step == self._settings.local_steps:
+            return []
+        # It is on the disk before anything that is said later leaves.
+        for session in self.sessions.values():
+            session.backup.checkpoint = max(self.step, session.backup.checkpoint)
+        return [self._checkpoint(regular=True)]
 
     def _close_step(self, session: CloudSession) -> Metrics:
         name = session.assignment.session
@@ -225,8 +352,6 @@ class TrainingRound:
         loss = session.step_loss / session.step_tokens
         session.losses.append(loss)
         session.tokens += session.step_tokens
-        session.kept.trim(self.step)
-        session.step_loss = 0.0
         return Metrics(
             agent=session.assignment.cloud,
             role=Tier.CLOUD,
@@ -236,6 +361,14 @@ class TrainingRound:
             loss=loss,
             tokens=session.step_tokens,
         )
+
+    def _start_step(self, device: str, now: float) -> None:
+        session = self.sessions[device]
+        self._next[device] = 0
+        self._held[device] = [frame for frame in self._held[device] if frame.step >= self.step]
+        session.step_loss = 0.0
+        session.progress_at = now
+        self._expect_step(session, now)
 
     def _expect_step(self, session: CloudSession, now: float) -> None:
         if self.step < self._settings.local_steps:

@@ -7,11 +7,12 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from iotsplit.messages import AdapterLatest, Forget, Message, Update
+from iotsplit.messages import Message, Update
 from iotsplit.plan import Tier
 from iotsplit.retained import cut_version, digest
 from iotsplit.role import Local
 from iotsplit.settings import Aggregation
+from iotsplit.states import AdapterLatest, Forget
 from iotsplit.tensors import adapters
 from iotsplit.tensors.aggregation import AGGREGATORS
 

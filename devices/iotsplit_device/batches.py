@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from iotsplit.errors import UsageError
-from iotsplit.messages import DataSummary
+from iotsplit.states import DataSummary
 from iotsplit_device.tokens import NO_LOSS, Tokens, generator
 
 

@@ -1,5 +1,6 @@
 """``iotsplit device``: the agent beside the data."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,18 +13,19 @@ from iotsplit import __version__
 from iotsplit.datasets import partition
 from iotsplit.datasets.records import Record, read
 from iotsplit.errors import UsageError
-from iotsplit.messages import Birth
 from iotsplit.options import AgentOptions, parse
 from iotsplit.plan import Tier, cut_model
 from iotsplit.runtime import serve
 from iotsplit.runtime.runner import with_incarnation
 from iotsplit.settings import TrainingSettings
+from iotsplit.states import Birth
 from iotsplit.tensors import adapters
 from iotsplit.tensors.models import ModelInfo, describe, resolve
 from iotsplit.tensors.parts import load_part
 from iotsplit.topics import check_agent_id
 from iotsplit_device.batches import Batches
 from iotsplit_device.role import DeviceRole
+from iotsplit_device.store import DeviceStore
 from iotsplit_device.tokens import tokenize
 from iotsplit_device.work import DeviceWork
 
@@ -74,7 +76,10 @@ def main(words: Sequence[str]) -> int:
     )
     corpus = Corpus(records=records, tokenizer=load_tokenizer(directory), eval_limit=options.eval_limit)
     loader = make_loader(directory, info, corpus, device=agent)
-    return serve.serve(DeviceRole(birth=birth, load=loader), options)
+    options = dataclasses.replace(options, id=agent)
+    store = DeviceStore(serve.state_directory(options) / "checkpoints", model=info.fingerprint)
+    role = DeviceRole(birth=birth, load=loader, saved=store.load())
+    return serve.serve(role, options, sink=store.take)
 
 
 def _records(options: DeviceOptions, agent: str) -> list[Record]:

@@ -1,29 +1,30 @@
 """The device's role: follow assignments, fetch the adapter version, run the session. No I/O."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from iotsplit.errors import MismatchError
 from iotsplit.messages import (
+    Frame,
+    Message,
+    Resume,
+    Want,
+)
+from iotsplit.plan import Tier
+from iotsplit.retained import Again, Fetch
+from iotsplit.role import Output
+from iotsplit.session import Turns
+from iotsplit.settings import TrainingSettings
+from iotsplit.states import (
     AdapterChunk,
     AdapterHead,
     Assignment,
     Birth,
-    Frame,
-    Message,
-    Want,
-    frame_of,
 )
-from iotsplit.plan import Tier
-from iotsplit.retained import Fetch
-from iotsplit.role import Output
-from iotsplit.session import wanted_by
-from iotsplit.settings import TrainingSettings
-from iotsplit_device.sessions import SESSIONS, UP, DeviceSession
+from iotsplit_device.records import Checkpoint
+from iotsplit_device.sessions import SESSIONS, DeviceSession
 from iotsplit_device.work import DeviceWork
-
-NEVER = float("inf")
 
 
 class DeviceRole:
@@ -32,61 +33,74 @@ class DeviceRole:
     Args:
         birth: what the device says of itself.
         load: makes the part and data ready for these settings; it remembers what it made.
+        saved: checkpoints from before this start.
     """
 
     tier = Tier.DEVICE
     finished = False
 
-    def __init__(self, *, birth: Birth, load: Callable[[TrainingSettings], DeviceWork]) -> None:
+    def __init__(
+        self,
+        *,
+        birth: Birth,
+        load: Callable[[TrainingSettings], DeviceWork],
+        saved: Sequence[Checkpoint] = (),
+    ) -> None:
         self.agent = birth.agent
         self.birth = birth
         self._load = load
+        self._saved = list(saved)
+        self._turns = Turns(lambda: self.birth.incarnation)
         self._assignment: Assignment | None = None
         self._fetch: Fetch | None = None
+        self._again = Again()
         self._held = ("", b"")  # digest and section of the version fetched last
         self._session: DeviceSession | None = None
 
     @property
     def interests(self) -> frozenset[str]:
         """Its assignment, its inbox, and the chunks it misses."""
-        missing = self._fetch.interests if self._fetch else frozenset()
+        missing = self._fetch.interests if self._fetch and not self._again.resting else frozenset()
         return missing | {f"assign/{self.agent}", f"lan/{self.agent}/#"}
 
     def handle(self, message: Message, now: float) -> list[Output]:
         """Take an assignment, a piece of the adapter, or a frame of the session."""
         match message:
             case Assignment(device=self.agent):
-                return self._assign(message)
+                return self._assign(message, now)
             case AdapterHead() | AdapterChunk():
-                return self._fetched(message)
+                return self._fetched(message, now)
             case Frame(to=self.agent):
                 return self._frame(message, now)
         return []
 
     def tick(self, now: float) -> list[Output]:
         """Send the next micro-batch, or ask for what is late."""
+        self._again.tick(now)
         if self._session is None:
             return []
         if self._session.busy:
             return self._session.work(now)
         return [
-            frame_of(
-                self._session.assignment,
-                Want(wanted=late.kind),
-                way=UP,
-                at=(late.step, late.micro_batch),
-            )
+            self._session.backup.send(Want(wanted=late.kind), Tier.EDGE, (late.step, late.micro_batch))
             for late in self._session.awaited.late(now)
         ]
 
     def next_tick(self, now: float) -> float:
         """At once while there is work."""
         if self._session is None:
-            return NEVER
+            return self._again.due
         return now if self._session.busy else self._session.awaited.next_due
 
-    def _assign(self, assignment: Assignment) -> list[Output]:
-        if self._assignment is not None and assignment.epoch <= self._assignment.epoch:
+    def reconnected(self, now: float) -> list[Output]:
+        """Ask for what is waited for: it may have been lost with the connection."""
+        if self._session is not None:
+            self._session.awaited.hurry(now)
+        return []
+
+    def _assign(self, assignment: Assignment, now: float) -> list[Output]:
+        earlier = self._assignment
+        if earlier is not None and assignment.epoch <= earlier.epoch:
             return []  # a repetition, or what a newer one has replaced
         if assignment.problem:
             raise MismatchError(
@@ -94,24 +108,32 @@ class DeviceRole:
                 fix="give this agent the model, cut and version of its fleet",
             )
         self._assignment = assignment
+        if earlier is not None and assignment.session and assignment.session == earlier.session:
+            if self._session is not None:
+                self._session.reassign(assignment, now)
+            return []  # the session goes on at another edge
         self._session = self._fetch = None
+        self._again.end()
         if assignment.task not in SESSIONS or assignment.settings is None:
             return []
         if assignment.adapter == self._held[0]:
-            self._begin(assignment, assignment.settings)
-        else:
-            self._fetch = Fetch(assignment.version, Tier.DEVICE, expected=assignment.adapter)
+            return self._begin(assignment, assignment.settings)
+        self._fetch = Fetch(assignment.version, Tier.DEVICE, expected=assignment.adapter)
+        self._again.begin(now)
         return []
 
-    def _fetched(self, piece: AdapterHead | AdapterChunk) -> list[Output]:
+    def _fetched(self, piece: AdapterHead | AdapterChunk, now: float) -> list[Output]:
         fetch, assignment = self._fetch, self._assignment
-        if fetch is None or assignment is None or assignment.settings is None or not fetch.add(piece):
+        if fetch is None or assignment is None or assignment.settings is None:
             return []
+        self._again.begin(now)
+        if not fetch.add(piece):
+            return []
+        self._again.end()
         self._fetch, self._held = None, (assignment.adapter, fetch.body or b"")
-        self._begin(assignment, assignment.settings)
-        return []
+        return self._begin(assignment, assignment.settings)
 
-    def _begin(self, assignment: Assignment, settings: TrainingSettings) -> None:
+    def _begin(self, assignment: Assignment, settings: TrainingSettings) -> list[Output]:
         work = self._load(settings)
         work.load(self._held[1])
         frozen, trainable = work.sizes
@@ -121,18 +143,22 @@ class DeviceRole:
             part_parameters=frozen,
             trainable_parameters=trainable,
         )
-        self._session = SESSIONS[assignment.task](assignment, settings, work)
+        saved = [each for each in self._saved if each.session == assignment.session]
+        self._saved = []
+        self._session = SESSIONS[assignment.task](assignment, settings, work, self._turns)
+        return self._session.begin(saved)
 
     def _frame(self, frame: Frame, now: float) -> list[Output]:
         session = self._session
-        if session is None or frame.session != session.assignment.session:
+        if session is None or frame.session != session.backup.assignment.session:
             return []
+        assignment = session.backup.assignment
         who = (frame.sender, frame.tier, frame.device)
-        if frame.epoch != session.assignment.epoch or who != (session.assignment.edge, Tier.EDGE, self.agent):
+        if frame.epoch != assignment.epoch or who != (assignment.edge, Tier.EDGE, self.agent):
             return []  # from before a new assignment, or not from this session's edge
-        if isinstance(frame.content, Want):
-            again = session.kept.again(wanted_by(frame, frame.content), epoch=frame.epoch)
-            return [] if again is None else [again]
+        session.backup.hear(frame)
+        if isinstance(frame.content, Want | Resume):
+            return session.answer(frame, now)
         if frame.identity not in session.awaited:
             return []  # a repetition
         said = session.handle(frame, now)

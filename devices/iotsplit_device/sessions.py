@@ -1,31 +1,32 @@
 """What a device does with a session: train on its batches, or score its held-out data. No I/O."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 
-from iotsplit.errors import MalformedMessageError
+from iotsplit.errors import MalformedMessageError, NotFiniteError, PeerError
 from iotsplit.messages import (
     Activation,
-    Assignment,
     Frame,
     Gradient,
     Identity,
-    Metrics,
+    Resume,
     Score,
+    Stuck,
     TailHidden,
     Update,
-    frame_of,
+    Want,
 )
 from iotsplit.plan import Labels, Tier
 from iotsplit.role import Output
-from iotsplit.session import Awaited, Kept
+from iotsplit.session import Awaited, Backup, Turns, wanted_by
 from iotsplit.settings import TrainingSettings
+from iotsplit.states import Assignment, Metrics
 from iotsplit_device.batches import MicroBatch
+from iotsplit_device.records import Checkpoint
 from iotsplit_device.work import DeviceWork
 
-UP = (Tier.DEVICE, Tier.EDGE)
 EVALUATION_WINDOW = 2
 """Held-out micro-batches on their way at once: enough that no tier idles, little to keep."""
 
@@ -33,16 +34,24 @@ EVALUATION_WINDOW = 2
 class DeviceSession(Protocol):
     """A session from the device's side."""
 
-    assignment: Assignment
-    kept: Kept
+    backup: Backup
     awaited: Awaited
 
     @property
     def busy(self) -> bool:
         """Whether `work` has something to do now."""
 
+    def begin(self, saved: Sequence[Checkpoint]) -> list[Output]:
+        """Start, from the newest of what this device has saved of the session."""
+
+    def reassign(self, assignment: Assignment, now: float) -> None:
+        """Go on at another edge."""
+
     def work(self, now: float) -> list[Output]:
         """Do one piece of work."""
+
+    def answer(self, frame: Frame, now: float) -> list[Output]:
+        """Take a request for what was sent."""
 
     def handle(self, frame: Frame, now: float) -> list[Output]:
         """Take a frame that is awaited."""
@@ -51,40 +60,84 @@ class DeviceSession(Protocol):
 class Training:
     """Local steps of one round: batches up, gradients down, at last the device's LoRA to the cloud."""
 
-    def __init__(self, assignment: Assignment, settings: TrainingSettings, work: DeviceWork) -> None:
-        self.assignment = assignment
-        self.kept = Kept()
+    def __init__(
+        self, assignment: Assignment, settings: TrainingSettings, work: DeviceWork, turns: Turns
+    ) -> None:
         self.awaited = Awaited()
+        self.backup = Backup(assignment, Tier.DEVICE, every=settings.checkpoint_every)
         self._settings = settings
         self._work = work
+        self._turns = turns
+        self._start = work.adapter()  # the adapter version, before the first step
+        self._saved: list[Checkpoint] = []
         self._step = 0
         self._trained_tokens = 0
         self._loss_sum = 0.0
         self._arrived: dict[int, torch.Tensor] = {}
         self._batches: list[MicroBatch] = []
-        self._begin_step()
+        self._problem = ""
 
     @property
     def busy(self) -> bool:
         """A micro-batch of the step has not gone up yet."""
         return self._sent < len(self._batches)
 
+    def begin(self, saved: Sequence[Checkpoint]) -> list[Output]:
+        """Start, from the newest of what this device has saved of the session."""
+        self._saved = sorted(saved, key=lambda checkpoint: checkpoint.step)
+        return self._rewind(self._settings.local_steps)
+
+    def reassign(self, assignment: Assignment, now: float) -> None:
+        """Go on at another edge; it will say from where."""
+        del now
+        self.backup.reassign(assignment)
+
     def work(self, now: float) -> list[Output]:
         """Send the next micro-batch up."""
         key = (self._step, self._sent)
-        content = self._work.forward(
-            key,
-            self._batches[self._sent],
-            step_tokens=self._step_tokens,
-            steps=self._settings.local_steps,
-        )
+        try:
+            content = self._work.forward(
+                key,
+                self._batches[self._sent],
+                step_tokens=self._step_tokens,
+                steps=self._settings.local_steps,
+            )
+        except NotFiniteError as error:
+            return self._give_up(str(error))
         self._sent += 1
         at_cloud = self._settings.labels is Labels.CLOUD
         self._await(key, Gradient if at_cloud else TailHidden, now)
-        return [self.kept.keep(frame_of(self.assignment, content, way=UP, at=key))]
+        return [self.backup.keep(content, Tier.EDGE, key)]
+
+    def answer(self, frame: Frame, now: float) -> list[Output]:
+        """Take a request for what was sent."""
+        del now
+        if self._problem:
+            return self._give_up(self._problem)
+        match frame.content:
+            case Want() as want:
+                return self._answer(frame, want)
+            case Resume() as resume if self.backup.is_news(frame, resume):
+                return self._send_again(resume.step)
+        return []
 
     def handle(self, frame: Frame, now: float) -> list[Output]:
         """Take a gradient or, with labels kept here, the last layer's output."""
+        try:
+            return self._take(frame, now)
+        except PeerError as error:
+            if self.awaited.is_hopeless(frame.identity):
+                return self._give_up(str(error))
+            raise
+
+    def _give_up(self, problem: str) -> list[Output]:
+        """Leave the round: no step can follow this one."""
+        self._problem = problem
+        self._batches = []
+        self.awaited = Awaited()
+        return [self.backup.send(Stuck(reason=problem, unfit=True), Tier.EDGE, (self._step, 0))]
+
+    def _take(self, frame: Frame, now: float) -> list[Output]:
         key = (frame.step, frame.micro_batch)
         match frame.content:
             case TailHidden() as content:
@@ -92,12 +145,46 @@ class Training:
                 answer = self._work.tail(content, batch, step_tokens=self._step_tokens)
                 self._loss_sum += answer.loss_sum
                 self._await(key, Gradient, now)
-                return [self.kept.keep(frame_of(self.assignment, answer, way=UP, at=key))]
+                return [self.backup.keep(answer, Tier.EDGE, key)]
             case Gradient() as content:
                 batch = self._batches[frame.micro_batch]
                 self._arrived[frame.micro_batch] = self._work.unpack_gradient(content, batch)
                 return self._backward()
         raise MalformedMessageError(f"a {frame.identity.kind} in a training session")
+
+    def _answer(self, frame: Frame, want: Want) -> list[Output]:
+        again = self.backup.again(wanted_by(frame, want))
+        if again is not None:
+            return [again]
+        made = want.wanted == "activation" and frame.step < self._step
+        lost = made and frame.step >= self.backup.floor(Tier.EDGE)
+        return self._rewind(frame.step) if lost else []  # the edge's Resume was lost
+
+    def _send_again(self, step: int) -> list[Output]:
+        """What the edge needs from a step on; it has come back and stands there."""
+        if step > self._step:
+            return [self._resume()]  # it has come back further ahead than we have
+        if self.backup.covers(Tier.EDGE, step):
+            return list(self.backup.since(Tier.EDGE, step))
+        return self._rewind(step)
+
+    def _rewind(self, step: int) -> list[Output]:
+        """Go back to the newest state saved at or before a step, and tell the edge."""
+        found = [checkpoint for checkpoint in self._saved if checkpoint.step <= step]
+        if found:
+            self._work.restore(found[-1].body)
+            self._step, self._trained_tokens = found[-1].step, found[-1].tokens
+        else:
+            self._work.load(self._start)
+            self._step = self._trained_tokens = 0
+        self.backup.restart(self._step, newest=self._saved[-1].step if self._saved else 0)
+        self.awaited = Awaited()
+        self._arrived.clear()
+        self._begin_step()
+        return [self._resume()]
+
+    def _resume(self) -> Frame:
+        return self.backup.send(self._turns.resume(self._step), Tier.EDGE)
 
     def _backward(self) -> list[Output]:
         # Gradients add up in the order of micro-batches, however they come: sums of floats differ.
@@ -108,22 +195,39 @@ class Training:
             return []
         self._work.step()
         said: list[Output] = [self._metrics()]
+        self._trained_tokens += self._step_tokens
         self._step += 1
         if self._step < self._settings.local_steps:
+            said += self._save()
             self._begin_step()
             return said
         self._batches = []
         update = Update(tier=Tier.DEVICE, tokens=self._trained_tokens, tensors=self._work.adapter())
-        way, at = (Tier.DEVICE, Tier.CLOUD), (self._settings.local_steps, 0)
-        return [*said, self.kept.keep(frame_of(self.assignment, update, way=way, at=at))]
+        return [*said, self.backup.keep(update, Tier.CLOUD, (self._settings.local_steps, 0))]
+
+    def _save(self) -> list[Output]:
+        if self._step % self._settings.checkpoint_every:
+            return []
+        checkpoint = Checkpoint(
+            session=self.backup.assignment.session,
+            step=self._step,
+            tokens=self._trained_tokens,
+            body=self._work.checkpoint(),
+        )
+        if self._step > self.backup.checkpoint:
+            self._saved = [*self._saved[-1:], checkpoint]
+        # It is on the disk before anything that is said later leaves.
+        self.backup.checkpoint = max(self._step, self.backup.checkpoint)
+        return [checkpoint]
 
     def _metrics(self) -> Metrics:
         on_device = self._settings.labels is Labels.DEVICE
+        assignment = self.backup.assignment
         return Metrics(
-            agent=self.assignment.device,
+            agent=assignment.device,
             role=Tier.DEVICE,
-            round=self.assignment.round,
-            session=self.assignment.session,
+            round=assignment.round,
+            session=assignment.session,
             step=self._step,
             tokens=self._step_tokens,
             loss=self._loss_sum / self._step_tokens if on_device else None,
@@ -131,26 +235,26 @@ class Training:
 
     def _begin_step(self) -> None:
         self._batches = self._work.batches.step(
-            self.assignment.round, self._step, local_steps=self._settings.local_steps
+            self.backup.assignment.round, self._step, local_steps=self._settings.local_steps
         )
         self._step_tokens = sum(batch.tokens for batch in self._batches)
-        self._trained_tokens += self._step_tokens
         self._loss_sum = 0.0
         self._sent = self._closed = 0
-        self.kept.trim(self._step - 1)
 
     def _await(self, key: tuple[int, int], kind: type[Gradient | TailHidden], now: float) -> None:
         tag = str(kind.__struct_config__.tag)
-        self.awaited.expect(Identity(self.assignment.session, *key, tag), now)
+        self.awaited.expect(Identity(self.backup.assignment.session, *key, tag), now)
 
 
 class Evaluation:
     """Held-out data of the device, scored with one adapter version; each micro-batch is a step."""
 
-    def __init__(self, assignment: Assignment, settings: TrainingSettings, work: DeviceWork) -> None:
-        self.assignment = assignment
-        self.kept = Kept()
+    def __init__(
+        self, assignment: Assignment, settings: TrainingSettings, work: DeviceWork, turns: Turns
+    ) -> None:
+        del turns
         self.awaited = Awaited()
+        self.backup = Backup(assignment, Tier.DEVICE, every=settings.checkpoint_every)
         self._at_cloud = settings.labels is Labels.CLOUD
         self._work = work
         self._batches = work.batches.evaluation()
@@ -161,14 +265,32 @@ class Evaluation:
         """Held-out data is left, and not too much of it is on its way."""
         return self._sent < len(self._batches) and len(self.awaited) < EVALUATION_WINDOW
 
+    def begin(self, saved: Sequence[Checkpoint]) -> list[Output]:
+        """Start; scores need no state."""
+        del saved
+        return []
+
+    def reassign(self, assignment: Assignment, now: float) -> None:
+        """Go on at another edge, which knows nothing of what is under way."""
+        self.backup.reassign(assignment)
+        self.awaited.hurry(now)
+
     def work(self, now: float) -> list[Output]:
         """Send the next micro-batch up."""
         at = (self._sent, 0)
         content: Activation = self._work.infer(self._batches[self._sent], steps=len(self._batches))
         self._sent += 1
         kind = "score" if self._at_cloud else "tail_hidden"
-        self.awaited.expect(Identity(self.assignment.session, *at, kind), now)
-        return [self.kept.keep(frame_of(self.assignment, content, way=UP, at=at))]
+        self.awaited.expect(Identity(self.backup.assignment.session, *at, kind), now)
+        return [self.backup.keep(content, Tier.EDGE, at)]
+
+    def answer(self, frame: Frame, now: float) -> list[Output]:
+        """Take a request for what was sent."""
+        del now
+        if not isinstance(frame.content, Want):
+            return []
+        again = self.backup.again(wanted_by(frame, frame.content))
+        return [] if again is None else [again]
 
     def handle(self, frame: Frame, now: float) -> list[Output]:
         """Take a score, or the last layer's output to be scored here."""
@@ -176,9 +298,9 @@ class Evaluation:
         match frame.content:
             case TailHidden() as content:
                 score = self._work.score(content, self._batches[frame.step])
-                return [self.kept.keep(frame_of(self.assignment, score, way=UP, at=(frame.step, 0)))]
+                return [self.backup.keep(score, Tier.EDGE, (frame.step, 0))]
             case Score():
-                self.kept.trim(min(self._waiting_steps(), default=frame.step))
+                self.backup.trim(Tier.EDGE, min(self._waiting_steps(), default=frame.step))
                 return []
         raise MalformedMessageError(f"a {frame.identity.kind} in an evaluation")
 
@@ -186,7 +308,7 @@ class Evaluation:
         return [identity.step for identity in self.awaited.identities]
 
 
-SESSIONS: dict[str, Callable[[Assignment, TrainingSettings, DeviceWork], DeviceSession]] = {
+SESSIONS: dict[str, Callable[[Assignment, TrainingSettings, DeviceWork, Turns], DeviceSession]] = {
     "train": Training,
     "evaluate": Evaluation,
 }

@@ -1,16 +1,22 @@
 """The tensor side of a device's session: its part, its LoRA parameters, its data."""
 
-from collections.abc import Mapping
-
 import torch
 
-from iotsplit.messages import Activation, Gradient, PackedTensor, Score, TailGradient, TailHidden
+from iotsplit.messages import (
+    Activation,
+    Gradient,
+    PackedTensor,
+    Score,
+    TailGradient,
+    TailHidden,
+)
 from iotsplit.plan import Labels
 from iotsplit.settings import TrainingSettings
 from iotsplit.tensors import adapters
 from iotsplit.tensors.boundary import Boundary
 from iotsplit.tensors.compression import pack, pack_integers, unpack
 from iotsplit.tensors.parts import Part, sizes
+from iotsplit.tensors.trained import Trained
 from iotsplit_device.batches import Batches, MicroBatch
 
 Key = tuple[int, int]
@@ -30,8 +36,7 @@ class DeviceWork:
         self.part = part
         self.batches = batches
         self.settings = settings
-        self._parameters = adapters.parameters(part)
-        self._optimizer = adapters.make_optimizer(self._parameters, settings)
+        self._trained = Trained(adapters.parameters(part), settings)
         self._boundary = Boundary()
 
     @property
@@ -41,11 +46,20 @@ class DeviceWork:
 
     def load(self, adapter: bytes) -> None:
         """Take over an adapter version; the optimizer starts anew."""
-        shapes = {name: tuple(value.shape) for name, value in self._parameters.items()}
-        for name, value in adapters.from_bytes(adapter, shapes).items():
-            self._parameters[name].data.copy_(value)
-        self._optimizer = adapters.make_optimizer(self._parameters, self.settings)
-        self._optimizer.zero_grad(set_to_none=True)  # what a session that was dropped has left
+        self._trained.start_over(adapter)
+        self._boundary.drop_all()  # what a session that was dropped has left
+
+    def checkpoint(self) -> bytes:
+        """LoRA parameters and optimizer as they are."""
+        return self._trained.checkpoint()
+
+    def restore(self, body: bytes) -> None:
+        """Take over a checkpoint.
+
+        Raises:
+            PeerError: not a checkpoint of this part with these settings.
+        """
+        self._trained.restore(body)
         self._boundary.drop_all()
 
     def forward(self, key: Key, batch: MicroBatch, *, step_tokens: int, steps: int) -> Activation:
@@ -83,13 +97,11 @@ class DeviceWork:
 
     def step(self) -> None:
         """One optimizer step with the gradients added up since the last."""
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._trained.step()
 
     def adapter(self) -> bytes:
         """The part's LoRA parameters as they are."""
-        tensors: Mapping[str, torch.Tensor] = self._parameters
-        return adapters.to_bytes({name: value.detach() for name, value in tensors.items()})
+        return self._trained.adapter()
 
     def _activation(self, hidden: torch.Tensor, batch: MicroBatch, step_tokens: int, steps: int) -> Activation:
         to_cloud = self.settings.labels is Labels.CLOUD

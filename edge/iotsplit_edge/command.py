@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from iotsplit import __version__
-from iotsplit.messages import Birth
 from iotsplit.options import AgentOptions, parse
 from iotsplit.plan import PartPlan, Tier, cut_model
 from iotsplit.runtime import serve
 from iotsplit.runtime.runner import with_incarnation
 from iotsplit.settings import TrainingSettings
+from iotsplit.states import Birth
 from iotsplit.tensors import adapters
 from iotsplit.tensors.models import ModelInfo, describe, resolve
 from iotsplit.tensors.parts import Part, load_part
@@ -46,7 +46,9 @@ def main(words: Sequence[str]) -> int:
             threads=options.threads,
         )
     )
-    return serve.serve(EdgeRole(birth=birth, load=make_loader(directory, info)), options)
+    return serve.serve(
+        EdgeRole(birth=birth, load=make_loader(directory, info), chunk_bytes=options.chunk_bytes), options
+    )
 
 
 def make_loader(directory: Path, info: ModelInfo) -> Callable[[TrainingSettings, bytes], EdgeWork]:

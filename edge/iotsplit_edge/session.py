@@ -1,155 +1,352 @@
 """One session on the edge: activations go up, gradients come down, what concerns only the ends is passed on."""
 
-import msgspec
-import torch
+from collections.abc import Sequence
+from typing import Protocol
 
-from iotsplit.errors import MalformedMessageError
+import msgspec
+
+from iotsplit.errors import PeerError
 from iotsplit.messages import (
     Activation,
-    Assignment,
-    Content,
     Frame,
     Gradient,
-    Metrics,
+    Identity,
+    Message,
     PackedTensor,
+    Resume,
     Score,
+    Stuck,
     TailGradient,
     TailHidden,
     Update,
     Want,
-    frame_of,
 )
 from iotsplit.plan import Labels, Tier
-from iotsplit.role import Output
-from iotsplit.session import Kept, wanted_by
+from iotsplit.retained import clear_checkpoint, cut_checkpoint
+from iotsplit.role import Output, Refused
+from iotsplit.session import Awaited, Backup, Turns, steps_kept, wanted_by
 from iotsplit.settings import TrainingSettings
+from iotsplit.states import Assignment, CheckpointHead, Metrics
+from iotsplit_edge.start import Start
 from iotsplit_edge.work import EdgeWork, Key
 
-UP = (Tier.EDGE, Tier.CLOUD)
-DOWN = (Tier.EDGE, Tier.DEVICE)
-MAX_EARLY = 64
-"""Frames held that came out of order: more than any honest device sends ahead."""
+OTHER_END = {Tier.DEVICE: Tier.CLOUD, Tier.CLOUD: Tier.DEVICE}
 
 
-class EdgeSession:
-    """A session from the edge's side: strictly in the order of steps and micro-batches.
+class EdgeSession(Protocol):
+    """A session from the edge's side."""
 
-    The edge needs no timers: the ends ask for what is late, and the edge answers or passes the question on.
+    backup: Backup
+    awaited: Awaited
+    rewind_to: int | None
+    """A step that the session has to go back to, with a checkpoint that it does not hold."""
+
+    def begin(self, now: float) -> list[Output]:
+        """Start."""
+
+    def handle(self, frame: Frame, now: float) -> list[Output]:
+        """Take a frame from the device or from the cloud."""
+
+    def ask(self, now: float) -> list[Output]:
+        """Requests for what is late."""
+
+    def owned(self) -> dict[str, Sequence[Message]]:
+        """What the session has on the broker: messages by the path of their head."""
+
+
+class Evaluation:
+    """Held-out data: every micro-batch by itself, in any order; nothing is remembered but what was sent.
+
+    It needs no timers: the ends ask for what is late, and the edge answers or passes the question on.
     """
 
     def __init__(self, assignment: Assignment, settings: TrainingSettings, work: EdgeWork) -> None:
-        self.assignment = assignment
+        self.rewind_to: int | None = None
+        self.awaited = Awaited()
+        self.backup = Backup(assignment, Tier.EDGE, every=settings.checkpoint_every)
+        self._work = work
+        self._labels_stay = settings.labels is Labels.DEVICE
+
+    def begin(self, now: float) -> list[Output]:
+        """Nothing has to be found first."""
+        del now
+        return []
+
+    def handle(self, frame: Frame, now: float) -> list[Output]:
+        """Take a frame from the device or from the cloud."""
+        del now
+        match frame.content:
+            case Want() if frame.tier is Tier.DEVICE and not self._work.knows((frame.step, 0)):
+                # It went through another edge: here it has to come by first.
+                return [self.backup.send(Want(wanted="activation"), Tier.DEVICE, (frame.step, 0))]
+            case Want() as want:
+                return answer(self.backup, frame, want)
+            case Activation() as content if frame.tier is Tier.DEVICE:
+                return [self._answered(frame) or self._send_up(frame.step, content)]
+            case TailHidden(hidden=tensor) if frame.tier is Tier.CLOUD:
+                return pass_on(self.backup, self._work, frame, tensor)
+            case Score() if (frame.tier is Tier.DEVICE) is self._labels_stay:
+                return pass_on(self.backup, self._work, frame)
+        return []
+
+    def _answered(self, frame: Frame) -> Frame | None:
+        """The answer that is here already: the device has started again and goes through all its data."""
+        kinds = ("score", "tail_hidden")
+        answers = [self.backup.again(msgspec.structs.replace(frame.identity, kind=kind)) for kind in kinds]
+        return next((each for each in answers if each is not None and each.to_tier is Tier.DEVICE), None)
+
+    def _send_up(self, step: int, content: Activation) -> Frame:
+        up = self._work.forward((step, 0), content, training=False)
+        for tier in OTHER_END:
+            self.backup.trim(tier, step - KEPT_EVALUATIONS)
+        self._work.trim(step - KEPT_EVALUATIONS)
+        return self.backup.keep(up, Tier.CLOUD, (step, 0))
+
+    def ask(self, now: float) -> list[Output]:
+        """Nothing."""
+        del now
+        return []
+
+    def owned(self) -> dict[str, Sequence[Message]]:
+        """Nothing."""
+        return {}
+
+
+KEPT_EVALUATIONS = 8
+"""Micro-batches of an evaluation that are kept: more than are on their way at once."""
+
+
+class Training:
+    """Training steps, strictly in the order of steps and micro-batches.
+
+    Args:
+        start: the session, and what of it was found on the broker.
+        settings: the fleet's.
+        work: the tensor side, at the state that the session begins with.
+        turns: numbers the edge's Resume messages.
+        chunk_bytes: largest chunk of a checkpoint.
+    """
+
+    def __init__(
+        self, start: Start, settings: TrainingSettings, work: EdgeWork, *, turns: Turns, chunk_bytes: int
+    ) -> None:
+        self.awaited = Awaited()
+        self.backup = Backup(start.assignment, Tier.EDGE, every=settings.checkpoint_every)
+        self.rewind_to: int | None = None
         self._settings = settings
         self._work = work
-        self._training = assignment.task == "train"
-        self._labels_stay = settings.labels is Labels.DEVICE
-        self._kept = Kept()
-        self._forward: Key = (0, 0)  # next to go up
-        self._backward: Key = (0, 0)  # next to come down
+        self._turns = turns
+        self._chunk_bytes = chunk_bytes
+        self._on_broker: list[CheckpointHead] = list(start.heads.values())
+        self._owned: dict[str, list[Message]] = {}
+        self._trained_tokens = start.chosen.tokens if start.chosen else 0
+        first = start.chosen.step if start.chosen else 0
+        self.backup.restart(first, newest=max([first, *(head.step for head in self._on_broker)]))
+        self._forward: Key = (first, 0)  # next to go up
+        self._backward: Key = (first, 0)  # next to come down
         self._early: dict[Key, Frame] = {}
-        self._gradients: dict[Key, torch.Tensor] = {}
-        self._trained_tokens = 0
+        self._gradients: dict[Key, Frame] = {}
         self._step_tokens = 0
 
-    def handle(self, frame: Frame) -> list[Output]:
+    def begin(self, now: float) -> list[Output]:
+        """Ask both neighbours for what they kept, if the session has been somewhere before."""
+        self._expect_activations(now)
+        if self.backup.assignment.checkpoint is None:
+            return []
+        return [self._resume(Tier.DEVICE), self._resume(Tier.CLOUD)]
+
+    def handle(self, frame: Frame, now: float) -> list[Output]:
         """Take a frame from the device or from the cloud."""
+        if isinstance(frame.content, Want | Resume | Stuck):
+            return self._reply(frame)
         key = (frame.step, frame.micro_batch)
         from_below = frame.tier is Tier.DEVICE
         match frame.content:
-            case Want():
-                return self._answer(frame, frame.content)
-            case Activation() if from_below:
-                return self._take_activation(key, frame)
-            case Gradient() if not from_below and self._work.waits_for(key):
-                return self._take_gradient(key, frame.content)
-            case TailHidden(hidden=tensor) | TailGradient(gradient=tensor) if self._work.knows(key):
-                up = isinstance(frame.content, TailGradient)
-                return self._pass_on(frame, key, tensor) if from_below is up else []
-            case Score() if from_below is self._labels_stay and key < self._forward:
-                return self._pass_on(frame, key)
-        return []  # a repetition, or from the wrong side
+            case Activation() if from_below and self._forward <= key and self._is_near(key):
+                self._early[key] = frame
+            case Gradient() if not from_below and self._backward <= key and self._is_near(key):
+                self._gradients[key] = frame
+            case TailHidden(hidden=tensor) if not from_below and key < self._forward:
+                return pass_on(self.backup, self._work, frame, tensor)
+            case TailGradient(gradient=tensor) if from_below and key < self._forward:
+                return pass_on(self.backup, self._work, frame, tensor)
+            case _:
+                return []  # a repetition, or from the wrong side
+        return self._go_on(now)
 
-    def _take_activation(self, key: Key, frame: Frame) -> list[Output]:
-        full = len(self._early) >= MAX_EARLY and key != self._forward
-        if key < self._forward or key[1] > self._last_micro_batch or full:
-            return []
-        self._early[key] = frame
+    def _reply(self, frame: Frame) -> list[Output]:
+        match frame.content:
+            case Want() as want:
+                return self._answer(frame, want)
+            case Resume() as resume if self.backup.is_news(frame, resume):
+                return self._send_again(frame, resume.step)
+            case Stuck(unfit=True) as stuck if frame.tier is Tier.DEVICE:
+                return [self.backup.send(stuck, Tier.CLOUD, (frame.step, frame.micro_batch))]
+        return []
+
+    def ask(self, now: float) -> list[Output]:
+        """Requests for what is late."""
+        source = {"activation": Tier.DEVICE, "gradient": Tier.CLOUD}
+        return [
+            self.backup.send(Want(wanted=late.kind), source[late.kind], (late.step, late.micro_batch))
+            for late in self.awaited.late(now)
+        ]
+
+    def owned(self) -> dict[str, Sequence[Message]]:
+        """The last two checkpoints, by the path of their head."""
+        return dict(self._owned)
+
+    def clear(self) -> list[Output]:
+        """Take the session's checkpoints off the broker: it is over."""
+        cleared: list[Output] = [message for head in self._on_broker for message in clear_checkpoint(head)]
+        self._on_broker, self._owned = [], {}
+        return cleared
+
+    def _is_near(self, key: Key) -> bool:
+        """Whether a place is among those that may be held; what comes later will be asked for."""
+        far = self._backward[0] + steps_kept(self._settings.checkpoint_every)
+        return key[0] < min(far, self._settings.local_steps) and key[1] < self._settings.micro_batches
+
+    def _go_on(self, now: float) -> list[Output]:
         said: list[Output] = []
-        while (ready := self._early.get(self._forward)) is not None:
-            said += self._send_up(self._early.pop(self._forward), ready.content)
+        while (frame := self._next_frame()) is not None:
+            try:
+                match frame.content:
+                    case Activation() as content:
+                        said += self._send_up(content, now)
+                    case Gradient() as content:
+                        said += self._send_down(content, now)
+            except PeerError as error:
+                said.append(Refused(message=frame, error=error))
+                if self.awaited.is_hopeless(frame.identity):
+                    said.append(self.backup.send(Stuck(reason=str(error), unfit=True), Tier.CLOUD))
         return said
 
-    def _send_up(self, frame: Frame, content: Content) -> list[Output]:
-        assert isinstance(content, Activation)  # noqa: S101 - only activations come early
+    def _next_frame(self) -> Frame | None:
+        """What can be treated now; activations of a step only when the step before is over."""
+        if self._forward[0] == self._backward[0] and self._forward in self._early:
+            return self._early.pop(self._forward)
+        return self._gradients.pop(self._backward, None) if self._backward < self._forward else None
+
+    def _send_up(self, content: Activation, now: float) -> list[Output]:
         key = self._forward
-        if self._training and key[0] > self._backward[0]:
-            raise MalformedMessageError(f"step {key[0]} before step {self._backward[0]} was over")
-        up = self._work.forward(key, content, training=self._training)
+        up = self._work.forward(key, content, training=True)
         if key[1] == 0:
             self._step_tokens = content.step_tokens
         self._forward = self._after(key)
-        over = frame.step - 1 if self._training else frame.step - MAX_EARLY
-        self._kept.trim(over)
-        self._work.trim(over)
-        return [self._kept.keep(frame_of(self.assignment, up, way=UP, at=key))]
+        self.awaited.arrived(self._identity("activation", key), now)
+        self.awaited.expect(self._identity("gradient", key), now)
+        return [self.backup.keep(up, Tier.CLOUD, key)]
 
-    def _take_gradient(self, key: Key, content: Gradient) -> list[Output]:
-        if key not in self._gradients:
-            self._gradients[key] = self._work.unpack_gradient(key, content)
-        said: list[Output] = []
-        while self._backward in self._gradients:
-            said += self._send_down(self._backward)
-        return said
-
-    def _send_down(self, key: Key) -> list[Output]:
-        down = self._work.backward(key, self._gradients.pop(key))
-        said: list[Output] = [self._kept.keep(frame_of(self.assignment, down, way=DOWN, at=key))]
+    def _send_down(self, content: Gradient, now: float) -> list[Output]:
+        key = self._backward
+        down = self._work.backward(key, content)
         self._backward = self._after(key)
-        if self._backward[0] == key[0]:
-            return said
+        self.awaited.arrived(self._identity("gradient", key), now)
+        said: list[Output] = [self.backup.keep(down, Tier.DEVICE, key)]
+        return [*said, *self._finish_step(key[0], now)] if self._backward[0] > key[0] else said
+
+    def _finish_step(self, step: int, now: float) -> list[Output]:
         self._work.step()
+        self._work.trim(self.backup.floor(Tier.DEVICE))
         self._trained_tokens += self._step_tokens
-        said.append(self._metrics(key[0]))
-        if self._backward[0] == self._settings.local_steps:
-            update = Update(tier=Tier.EDGE, tokens=self._trained_tokens, tensors=self._work.adapter())
-            said.append(self._kept.keep(frame_of(self.assignment, update, way=UP, at=(key[0] + 1, 1))))
-        return said
+        said: list[Output] = [self._metrics(step)]
+        if step + 1 < self._settings.local_steps:
+            said += self._save(step + 1)
+            self._expect_activations(now)
+            return said
+        update = Update(tier=Tier.EDGE, tokens=self._trained_tokens, tensors=self._work.adapter())
+        return [*said, self.backup.keep(update, Tier.CLOUD, (step + 1, 1))]
+
+    def _save(self, step: int) -> list[Output]:
+        """Put a checkpoint on the broker: it is whole there before anything that is said later arrives."""
+        if step % self._settings.checkpoint_every or step <= self.backup.checkpoint:
+            return []
+        assignment = self.backup.assignment
+        chunks, head = cut_checkpoint(
+            self._work.checkpoint(),
+            place=(assignment.device, assignment.session, assignment.epoch, step),
+            tokens=self._trained_tokens,
+            chunk_bytes=self._chunk_bytes,
+        )
+        said: list[Message] = [*chunks, head]
+        self._owned[f"{head.path}/head"] = said
+        self.backup.checkpoint = step
+        self._on_broker.append(head)
+        return [*said, *self._clear_before(step - self._settings.checkpoint_every)]
+
+    def _clear_before(self, step: int) -> list[Output]:
+        old = [head for head in self._on_broker if head.step < step]
+        self._on_broker = [head for head in self._on_broker if head.step >= step]
+        for head in old:
+            self._owned.pop(f"{head.path}/head", None)
+        return [message for head in old for message in clear_checkpoint(head)]
+
+    def _send_again(self, frame: Frame, step: int) -> list[Output]:
+        """What a neighbour needs from a step on; it has come back and stands there."""
+        if step > self._backward[0]:
+            return [self._resume(frame.tier)]  # it has come back further ahead than we have
+        if self.backup.covers(frame.tier, step):
+            return list(self.backup.since(frame.tier, step))
+        self.rewind_to = step
+        return []
+
+    def _answer(self, frame: Frame, want: Want) -> list[Output]:
+        ours = {Tier.DEVICE: "gradient", Tier.CLOUD: "activation"}[frame.tier]
+        made = want.wanted == ours and frame.step < self._backward[0]
+        if made and wanted_by(frame, want) not in self.backup:
+            if frame.step >= self.backup.floor(frame.tier):
+                self.rewind_to = frame.step  # its Resume was lost
+            return []
+        return answer(self.backup, frame, want)
+
+    def _resume(self, to: Tier) -> Frame:
+        return self.backup.send(self._turns.resume(self._backward[0]), to)
+
+    def _expect_activations(self, now: float) -> None:
+        for micro_batch in range(self._settings.micro_batches):
+            self.awaited.expect(self._identity("activation", (self._backward[0], micro_batch)), now)
+
+    def _identity(self, kind: str, key: Key) -> Identity:
+        return Identity(self.backup.assignment.session, *key, kind)
 
     def _metrics(self, step: int) -> Metrics:
+        assignment = self.backup.assignment
         return Metrics(
-            agent=self.assignment.edge,
+            agent=assignment.edge,
             role=Tier.EDGE,
-            round=self.assignment.round,
-            session=self.assignment.session,
+            round=assignment.round,
+            session=assignment.session,
             step=step,
             tokens=self._step_tokens,
         )
 
-    def _pass_on(self, frame: Frame, key: Key, tensor: PackedTensor | None = None) -> list[Output]:
-        if self._kept.again(frame.identity, epoch=frame.epoch) is not None:
-            return []
-        if tensor is not None:
-            # What is kept is not taken a second time: garbage would stand in the way of the real one.
-            self._work.check(key, tensor)
-        way = UP if frame.tier is Tier.DEVICE else DOWN
-        return [self._kept.keep(frame_of(self.assignment, frame.content, way=way, at=key))]
-
-    def _answer(self, frame: Frame, want: Want) -> list[Output]:
-        again = self._kept.again(wanted_by(frame, want), epoch=self.assignment.epoch)
-        if again is not None and again.to in (frame.sender, self.assignment.cloud):
-            return [again]
-        to = Tier.CLOUD if frame.tier is Tier.DEVICE else Tier.DEVICE
-        agents = {Tier.CLOUD: self.assignment.cloud, Tier.DEVICE: self.assignment.device}
-        passed = msgspec.structs.replace(
-            frame, sender=self.assignment.edge, tier=Tier.EDGE, to=agents[to], to_tier=to
-        )
-        return [passed]
-
-    @property
-    def _last_micro_batch(self) -> int:
-        return self._settings.micro_batches - 1 if self._training else 0
-
     def _after(self, key: Key) -> Key:
-        """The key that follows: evaluations have one micro-batch a step."""
         step, micro_batch = key
-        return (step + 1, 0) if micro_batch == self._last_micro_batch else (step, micro_batch + 1)
+        last = micro_batch == self._settings.micro_batches - 1
+        return (step + 1, 0) if last else (step, micro_batch + 1)
+
+
+def pass_on(backup: Backup, work: EdgeWork, frame: Frame, tensor: PackedTensor | None = None) -> list[Output]:
+    """Hand a frame that concerns only the ends to the other end, once.
+
+    Raises:
+        PeerError: its tensor does not fit. What is kept is not taken a second time: garbage would stand in
+            the way of the real one.
+    """
+    key = (frame.step, frame.micro_batch)
+    if frame.identity in backup:
+        return []
+    if tensor is not None:
+        if not work.knows(key):
+            return []
+        work.check(key, tensor)
+    return [backup.keep(frame.content, OTHER_END[frame.tier], key)]
+
+
+def answer(backup: Backup, frame: Frame, want: Want) -> list[Output]:
+    """What was asked for, or the question passed on to the other end."""
+    again = backup.again(wanted_by(frame, want))
+    if again is not None and again.to_tier is frame.tier:
+        return [again]
+    return [backup.send(want, OTHER_END[frame.tier], (frame.step, frame.micro_batch))]

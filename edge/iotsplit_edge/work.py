@@ -1,7 +1,5 @@
 """The tensor side of an edge: one frozen part, and LoRA parameters with their optimizer for each session."""
 
-from collections.abc import Mapping
-
 import torch
 
 from iotsplit.errors import TensorRefusedError
@@ -12,6 +10,7 @@ from iotsplit.tensors import adapters
 from iotsplit.tensors.boundary import Boundary
 from iotsplit.tensors.compression import pack, unpack, unpack_labels, unpack_mask
 from iotsplit.tensors.parts import Part, sizes
+from iotsplit.tensors.trained import Trained
 
 Key = tuple[int, int]
 """Step and micro-batch."""
@@ -30,8 +29,7 @@ class EdgeWork:
         self._part = part
         self._settings = settings
         shapes = {name: tuple(value.shape) for name, value in adapters.parameters(part).items()}
-        self._parameters = adapters.fresh(adapters.from_bytes(adapter, shapes))
-        self._optimizer = adapters.make_optimizer(self._parameters, settings)
+        self._trained = Trained(adapters.fresh(adapters.from_bytes(adapter, shapes)), settings)
         self._boundary = Boundary()
         self._shapes: dict[Key, tuple[int, ...]] = {}
 
@@ -48,7 +46,7 @@ class EdgeWork:
         if self._settings.labels is Labels.CLOUD:
             # What is passed on is not taken a second time: here garbage must not stand in the real one's way.
             unpack_labels(content.labels, shape[:2], self._part.vocabulary, most=content.step_tokens)
-        adapters.attach(self._part, self._parameters)
+        adapters.attach(self._part, self._trained.parameters)
         with torch.set_grad_enabled(training):
             out: torch.Tensor = self._part(hidden.requires_grad_(training), mask)
         self._shapes[key] = shape
@@ -62,12 +60,8 @@ class EdgeWork:
             steps=content.steps,
         )
 
-    def waits_for(self, key: Key) -> bool:
-        """Whether the gradient of what went up at `key` has not come yet."""
-        return key in self._boundary
-
     def knows(self, key: Key) -> bool:
-        """Whether the shape of what went up at `key` is known, and its gradient has not come yet."""
+        """Whether the shape of what went up at `key` is known."""
         return key in self._shapes
 
     def check(self, key: Key, packed: PackedTensor) -> None:
@@ -82,26 +76,36 @@ class EdgeWork:
         """Forget the shapes of steps before that one."""
         self._shapes = {key: shape for key, shape in self._shapes.items() if key[0] >= before_step}
 
-    def unpack_gradient(self, key: Key, content: Gradient) -> torch.Tensor:
-        """The gradient by what went up at `key`, checked."""
-        return self._unpack(content.gradient, self._shapes[key])
+    def backward(self, key: Key, content: Gradient) -> Gradient:
+        """Take a gradient from above, add up the session's LoRA gradients, and give the one below.
 
-    def backward(self, key: Key, gradient: torch.Tensor) -> Gradient:
-        """Take a gradient from above, add up the session's LoRA gradients, and give the one below."""
-        del self._shapes[key]
+        Raises:
+            PeerError: the gradient cannot be used; it is as if it had not come.
+        """
+        gradient = self._unpack(content.gradient, self._shapes[key])
         below = self._boundary.close(key, gradient)
         assert below is not None  # noqa: S101 - an edge's inputs always carry a gradient
         return Gradient(gradient=pack(below, self._settings.codec))
 
     def step(self) -> None:
         """One step of the session's optimizer."""
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._trained.step()
+
+    def checkpoint(self) -> bytes:
+        """LoRA parameters and optimizer of the session as they are."""
+        return self._trained.checkpoint()
+
+    def restore(self, body: bytes) -> None:
+        """Take over a checkpoint of the session.
+
+        Raises:
+            PeerError: not a checkpoint of this part with these settings.
+        """
+        self._trained.restore(body)
 
     def adapter(self) -> bytes:
         """The session's LoRA parameters as they are."""
-        tensors: Mapping[str, torch.Tensor] = self._parameters
-        return adapters.to_bytes({name: value.detach() for name, value in tensors.items()})
+        return self._trained.adapter()
 
     def _check(self, content: Activation) -> tuple[int, ...]:
         # The sender says how long its sequences are; never more than what was agreed.

@@ -12,8 +12,8 @@ from iotsplit.flags import suggest
 from iotsplit.fleet import peft_files
 from iotsplit.fleet.client import connect
 from iotsplit.fleet.output import refuse_file, writing
-from iotsplit.messages import AdapterHead
 from iotsplit.options import BrokerOptions, CommonOptions, parse
+from iotsplit.states import AdapterHead
 
 USAGE = """\
 Examples:

@@ -8,20 +8,20 @@ from typing import Self
 
 from iotsplit.errors import PeerError, QuorumError, RunFailedError, UsageError
 from iotsplit.mailbox import Mailbox
-from iotsplit.messages import (
-    AdapterChunk,
-    AdapterHead,
-    AdapterLatest,
-    Command,
-    Message,
-    Reply,
-)
+from iotsplit.messages import Message
 from iotsplit.options import BrokerOptions
 from iotsplit.packet import Packet
 from iotsplit.retained import Fetch
 from iotsplit.runtime import clock
 from iotsplit.runtime.address import BrokerAddress
 from iotsplit.runtime.link import Link, LinkChange
+from iotsplit.states import (
+    AdapterChunk,
+    AdapterHead,
+    AdapterLatest,
+    Command,
+    Reply,
+)
 from iotsplit.topics import Topics
 
 ANSWER_S = 10.0

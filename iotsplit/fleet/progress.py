@@ -11,10 +11,10 @@ import msgspec
 from rich.console import Console
 from rich.status import Status
 
-from iotsplit.messages import Event, Metrics
 from iotsplit.plan import Tier
 from iotsplit.runtime import clock
 from iotsplit.settings import TrainingSettings
+from iotsplit.states import Event, Metrics
 
 LineT = TypeVar("LineT")
 

@@ -15,11 +15,12 @@ import structlog
 
 from iotsplit.agent import Agent
 from iotsplit.errors import RefusedError, UsageError
-from iotsplit.messages import Birth, Command, Message
+from iotsplit.messages import Message
 from iotsplit.packet import Packet
 from iotsplit.role import Output
 from iotsplit.runtime import clock
 from iotsplit.runtime.link import Link, LinkChange
+from iotsplit.states import Birth, Command
 
 HEARTBEAT_S = 5.0
 GREETING_S = 10.0
@@ -63,8 +64,8 @@ class Runner:
         self._link = link
         self._largest_bytes = largest_bytes
         self._inbox: queue.SimpleQueue[Packet | LinkChange | _Done | Message | _Stop] = queue.SimpleQueue()
-        self._jobs: queue.SimpleQueue[Message | float | None] = queue.SimpleQueue()
-        self._letters: deque[Message] = deque()
+        self._jobs: queue.SimpleQueue[Message | LinkChange | float | None] = queue.SimpleQueue()
+        self._letters: deque[Message | LinkChange] = deque()
         self._working = False
         self._stopping = False
         self._heartbeat_at = 0.0
@@ -191,6 +192,7 @@ class Runner:
             case LinkChange(up=True):
                 log.info("broker is back")
                 self._say(self._agent.birth(renew=True))
+                self._letters.append(event)
             case LinkChange():
                 log.warning("broker is away", reason=event.reason)
             case _Done():
@@ -232,14 +234,18 @@ class Runner:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             try:
-                outputs = (
-                    self._agent.role.tick(job)
-                    if isinstance(job, float)
-                    else self._agent.handle(job, clock.now())
-                )
+                outputs = self._do(job)
                 self._inbox.put(_Done(outputs))
             except BaseException as error:  # noqa: BLE001 - raised again by the loop
                 self._inbox.put(_Done((), error))
+
+    def _do(self, job: Message | LinkChange | float) -> Sequence[Output]:
+        match job:
+            case float():
+                return self._agent.tick(job)
+            case LinkChange():
+                return self._agent.role.reconnected(clock.now())
+        return self._agent.handle(job, clock.now())
 
 
 def peak_rss_bytes() -> int:

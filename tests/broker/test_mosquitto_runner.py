@@ -9,13 +9,14 @@ import pytest
 from iotsplit.agent import Agent
 from iotsplit.errors import IotsplitError, RefusedError, UsageError
 from iotsplit.mailbox import Mailbox
-from iotsplit.messages import Birth, Message
+from iotsplit.messages import Message
 from iotsplit.plan import Tier
 from iotsplit.role import Output
 from iotsplit.runtime import runner as module
 from iotsplit.runtime.address import BrokerAddress
 from iotsplit.runtime.mqtt import MqttLink
 from iotsplit.runtime.runner import Runner
+from iotsplit.states import Birth
 from iotsplit.topics import Topics
 from iotsplit_broker.process import Broker
 from tests.broker.conftest import StartBroker
@@ -45,6 +46,9 @@ class Idle:
         return []
 
     def tick(self, now: float) -> Sequence[Output]:
+        return []
+
+    def reconnected(self, now: float) -> Sequence[Output]:
         return []
 
     def next_tick(self, now: float) -> float:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from iotsplit.tensors import adapters
+from iotsplit_cloud import command, store
 from tests import support
 from tests.flows import weather
 from tests.support import tiny_model
@@ -24,6 +25,8 @@ def one_thread() -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Load each part once: fleets of the same model then start in a fraction of the time."""
     monkeypatch.setattr(support, "load_part", weather.quick_part)
+    monkeypatch.setattr(command, "load_part", weather.quick_part)
+    monkeypatch.setattr(store, "draw", lambda *_: None)
     monkeypatch.setattr(adapters, "initial", _initial)
     monkeypatch.setattr(adapters, "peft_config", _peft_config)
 

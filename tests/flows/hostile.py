@@ -16,12 +16,13 @@ from iotsplit.errors import PeerError
 from iotsplit.mailbox import MAX_STATE_BYTES, Mailbox
 from iotsplit.messages import (
     Activation,
-    Birth,
     Content,
     Contents,
     Gradient,
     PackedTensor,
+    Resume,
     Score,
+    Stuck,
     TailGradient,
     TailHidden,
     Update,
@@ -31,10 +32,11 @@ from iotsplit.messages import (
 )
 from iotsplit.packet import Packet
 from iotsplit.plan import Tier
+from iotsplit.states import Birth
 from iotsplit.topics import Topics
 
 TOPICS = Topics("test")
-STATE_WORDS = ("state", "round", "assign", "metrics", "events", "command", "head", "latest")
+STATE_WORDS = ("state", "round", "assign", "metrics", "events", "command", "head", "latest", "manifest")
 OBEYED = ("state", "assign", "command")
 """What is well-formed here is obeyed: who may write it is a matter of the broker's access rules."""
 
@@ -280,6 +282,8 @@ class Hostile:
             "adapter": f"adapter/{version}/{index}",
             "head": f"adapter/{version}/head",
             "latest": "adapter/latest",
+            "checkpoint": f"checkpoint/{agent}/{session}.1.2/{index}",
+            "manifest": f"checkpoint/{agent}/{session}.1.2/head",
             "metrics": f"metrics/{agent}",
             "events": "events",
             "command": "command",
@@ -387,6 +391,14 @@ def _spoil_want(chance: random.Random, plain: dict[str, Any]) -> None:
     plain["wanted"] = chance.choice([None, 1, ["gradient"]])
 
 
+def _spoil_resume(chance: random.Random, plain: dict[str, Any]) -> None:
+    plain[chance.choice(["step", "turn"])] = chance.choice([None, -1, "1", 1.5])
+
+
+def _spoil_stuck(chance: random.Random, plain: dict[str, Any]) -> None:
+    plain["reason"] = chance.choice([None, 1, b"x"])
+
+
 _SPOIL: dict[type[Content], Callable[[random.Random, dict[str, Any]], None]] = {
     Activation: _spoil_activation,
     Gradient: _spoil_gradient,
@@ -395,6 +407,8 @@ _SPOIL: dict[type[Content], Callable[[random.Random, dict[str, Any]], None]] = {
     Score: _spoil_score,
     Update: _spoil_update,
     Want: _spoil_want,
+    Resume: _spoil_resume,
+    Stuck: _spoil_stuck,
 }
 
 KINDS: dict[str, Callable[[Hostile, str, Packet], Iterator[Sent]]] = {
@@ -438,7 +452,8 @@ def _first(topic: str) -> str:
 def _is_raw(path: str) -> bool:
     """Whether any bytes are acceptable there, until they have to match a digest."""
     first, *words = path.split("/")
-    return first == "adapter" and len(words) == 2 and all(word.isdecimal() for word in words)
+    chunk = {"adapter": 2, "checkpoint": 3}.get(first) == len(words)
+    return chunk and words[-1].isdecimal() and (first == "checkpoint" or words[0].isdecimal())
 
 
 def _is_refused(name: str, packet: Packet) -> bool:

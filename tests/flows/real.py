@@ -4,11 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from iotsplit.datasets.records import read
-from iotsplit.messages import Event, Metrics
 from iotsplit.options import parse
 from iotsplit.plan import Tier
 from iotsplit.role import Local
 from iotsplit.settings import FleetSettings, TrainingSettings
+from iotsplit.states import Event, Metrics
 from iotsplit.tensors import adapters
 from iotsplit_cloud import command as cloud
 from iotsplit_cloud.role import CloudRole

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from iotsplit.messages import Assignment, decode_state
 from iotsplit.packet import Packet
 from iotsplit.settings import TrainingSettings
+from iotsplit.states import Assignment, decode_state
 from iotsplit_cloud.members import GRACE_S
 from tests.flows.weather import WeatherFleet, settings
 
@@ -126,7 +126,7 @@ def test_a_device_that_is_gone_at_the_start_of_a_round_is_not_waited_for(model: 
     fleet = made(model, settings(), schedule="every 1h")
     fleet.run(until=lambda _: kinds(fleet)["evaluated"] == 1)
     fleet.lose("b")
-    fleet.run(until=lambda _: has(fleet, "agent_lost", "b"))
+    fleet.run(until=lambda _: has(fleet, "device_lost", "b"))
     started = fleet.now
     fleet.due()
     fleet.run(until=lambda _: finished(fleet, 1))
@@ -142,36 +142,53 @@ def test_a_device_lost_in_the_midst_of_a_round_ends_its_session_only(model: Path
     fleet.run()
     assert devices_of(fleet) == [["a"]] * 3
     assert fleet.report.rounds[0]["dropped"] == [{"device": "b", "reason": "b is gone"}]
-    assert has(fleet, "agent_lost", "b")
+    assert has(fleet, "device_lost", "b")
     assert has(fleet, "session_dropped", "b", "gone")
     assert ledger(fleet) == (0, 0)
 
 
-def test_an_edge_lost_in_the_midst_of_a_round_leaves_the_next_to_the_other(model: Path) -> None:
-    fleet = made(model, settings(rounds=3), "abcd", edges=2)
+def test_the_other_edge_takes_over_the_sessions_of_a_lost_one_where_they_are(model: Path) -> None:
+    wanted = settings(rounds=2, local_steps=6, checkpoint_every=2)
+    calm = made(model, wanted, "abcd", edges=2)
+    calm.run()
+    fleet = made(model, wanted, "abcd", edges=2)
     diary = Diary()
     fleet.fate = diary
-    fleet.run(until=lambda _: under_way(fleet, 1))
+    fleet.run(until=lambda _: any(row.round == 1 and row.step == 3 for row in fleet.metrics))
+    before = dict(diary.trained[0])
     fleet.lose("edge-2")
     fleet.run()
-    its = sorted(device for device, edge in diary.trained[0].items() if edge == "edge-2")
-    assert [each["device"] for each in fleet.report.rounds[0]["dropped"]] == its
-    assert set(diary.trained[1].values()) == {"edge-1"}
-    assert devices_of(fleet)[1:] == [list("abcd")] * 2
-    assert has(fleet, "agent_lost", "edge-2")
+    its = sorted(device for device, edge in before.items() if edge == "edge-2")
+    assert sorted(event.agent for event in fleet.events if event.kind == "session_moved") == its
+    assert set(diary.trained[0].values()) == set(diary.trained[1].values()) == {"edge-1"}
+    assert devices_of(fleet) == [list("abcd")] * 2
+    assert has(fleet, "edge_lost", "edge-2")
     assert ledger(fleet) == (0, 0)
+    assert fleet.versions[-1].sections == calm.versions[-1].sections
 
 
-def test_a_round_that_loses_its_only_edge_is_made_up_for_when_an_edge_is_back(model: Path) -> None:
+def test_sessions_wait_for_an_edge_when_none_is_left(model: Path) -> None:
+    calm = made(model, settings())
+    calm.run()
+    fleet = made(model, settings())
+    fleet.run(until=lambda _: under_way(fleet, 1))
+    fleet.lose("edge-1")
+    fleet.run(until=lambda _: fleet.now > 60)
+    fleet.rejoin("edge-1")
+    fleet.run()
+    assert devices_of(fleet) == [["a", "b"]] * 2
+    assert fleet.versions[-1].sections == calm.versions[-1].sections
+
+
+def test_a_round_that_loses_its_only_edge_for_good_ends_without_a_version(model: Path) -> None:
     fleet = made(model, settings(rounds=2))
     fleet.run(until=lambda _: under_way(fleet, 1))
     fleet.lose("edge-1")
-    fleet.run(until=lambda _: has(fleet, "session_dropped", "b"))
+    fleet.run(until=lambda _: has(fleet, "session_dropped", "b", "no edge is left"))
     fleet.rejoin("edge-1")
     fleet.run()
     assert devices_of(fleet) == [[], ["a", "b"]]
-    assert fleet.report.rounds[0]["adapter_version"] == 0
-    assert fleet.report.rounds[1]["adapter_version"] == 1
+    assert [row["adapter_version"] for row in fleet.report.rounds] == [0, 1]
 
 
 def test_a_cloud_that_starts_anew_goes_on_with_the_agents_that_are_there(model: Path) -> None:

@@ -82,7 +82,7 @@ def test_the_report_tells_who_was_lost(reader: Path, tmp_path: Path) -> None:
         fleet.run()
     report = json.loads((tmp_path / "out" / "report.json").read_bytes())
     told = [(event["kind"], event["agent"]) for event in report["events"]]
-    assert told.index(("agent_lost", "pump")) < told.index(("session_dropped", "pump"))
+    assert told.index(("device_lost", "pump")) < told.index(("session_dropped", "pump"))
     assert report["rounds"][0]["dropped"] == [{"device": "pump", "reason": "pump is gone"}]
     assert [row["device"] for row in report["rounds"][1]["sessions"]] == ["press"]
     assert report["state"] == "done"

@@ -7,8 +7,8 @@ from typing import IO, cast
 import pytest
 
 from iotsplit.errors import RunFailedError
-from iotsplit.messages import Event
 from iotsplit.settings import TrainingSettings
+from iotsplit.states import Event
 from iotsplit_cloud.records import Milestone
 from iotsplit_cloud.report import new_report
 from iotsplit_cloud.store import Store

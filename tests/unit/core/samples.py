@@ -6,25 +6,14 @@ from hypothesis import strategies as st
 
 from iotsplit.messages import (
     Activation,
-    AdapterChunk,
-    AdapterHead,
-    AdapterLatest,
-    AdapterSection,
-    Assignment,
-    Birth,
-    Command,
     Content,
     Contents,
-    DataSummary,
-    Event,
     Frame,
     Gradient,
-    Metrics,
     PackedTensor,
-    Reply,
-    Round,
+    Resume,
     Score,
-    State,
+    Stuck,
     TailGradient,
     TailHidden,
     Update,
@@ -32,6 +21,23 @@ from iotsplit.messages import (
 )
 from iotsplit.plan import Tier
 from iotsplit.settings import TrainingSettings
+from iotsplit.states import (
+    AdapterChunk,
+    AdapterHead,
+    AdapterLatest,
+    AdapterSection,
+    Assignment,
+    Birth,
+    CheckpointChunk,
+    CheckpointHead,
+    Command,
+    DataSummary,
+    Event,
+    Metrics,
+    Reply,
+    Round,
+    State,
+)
 
 TENSOR = PackedTensor(scheme="int8", shape=(1, 2, 3), data=bytes(range(14)))
 
@@ -44,6 +50,8 @@ CONTENTS: list[Contents] = [
     Score(loss_sum=1.5, tokens=3, exact=1, sequences=2),
     Update(tier=Tier.EDGE, tokens=7, tensors=b"safetensors"),
     Want(wanted="gradient"),
+    Resume(step=3, turn=1 << 40),
+    Stuck(reason="no checkpoint is left"),
 ]
 KINDS: set[type[Content]] = {type(content) for content in CONTENTS}
 
@@ -67,6 +75,17 @@ STATES: list[State] = [
     ),
     AdapterChunk(version=2, index=5, data=b"\x00\xff"),
     AdapterLatest(version=2),
+    CheckpointHead(
+        device="d1",
+        session="r-t1-d1",
+        epoch=4,
+        step=10,
+        tokens=7,
+        chunks=2,
+        size_bytes=5,
+        sha256="0",
+    ),
+    CheckpointChunk(device="d1", name="r-t1-d1.4.10", index=1, data=b"\x00\xff"),
     Metrics(agent="d1", role=Tier.DEVICE, session="r-t1-d1", step=1, loss=0.5, sent_bytes={"lan": 7}),
     Event(kind="agent_joined", agent="d1", detail="ü"),
     Command(id="x1", verb="rollback", version=1),
@@ -114,4 +133,6 @@ contents: st.SearchStrategy[Contents] = st.one_of(
     ),
     st.builds(Update, tier=st.sampled_from(Tier), tokens=counts, tensors=st.binary(max_size=200)),
     st.builds(Want, wanted=st.text()),
+    st.builds(Resume, step=at_least_0, turn=at_least_0),
+    st.builds(Stuck, reason=st.text()),
 )

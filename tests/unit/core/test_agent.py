@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 import pytest
 
-from iotsplit.agent import MAX_SESSIONS_COUNTED, Agent
+from iotsplit.agent import MAX_SESSIONS_COUNTED, STATE_EVERY, Agent
 from iotsplit.errors import MalformedMessageError
 from iotsplit.mailbox import Mailbox
-from iotsplit.messages import Birth, Event, Message, Metrics, Want
+from iotsplit.messages import Message, Want
 from iotsplit.packet import Packet
 from iotsplit.plan import Tier
-from iotsplit.role import Local, Output
+from iotsplit.role import Local, Output, Refused
+from iotsplit.states import Birth, Event, Metrics
 from iotsplit.topics import Topics
 from tests.unit.core.samples import frame
 
@@ -38,6 +39,9 @@ class Picky:
         raise MalformedMessageError("I want none of it")
 
     def tick(self, now: float) -> Sequence[Output]:
+        raise MalformedMessageError("nor what I have held")
+
+    def reconnected(self, now: float) -> Sequence[Output]:
         return []
 
     def next_tick(self, now: float) -> float:
@@ -97,6 +101,25 @@ def test_what_the_role_refuses_is_dropped_and_answered_with_nothing(
     assert complaints == [("iotsplit/plant/events", "malformed message: I want none of it")]
 
 
+def test_what_the_role_refuses_of_what_it_has_held_is_dropped_too(
+    agent: Agent, complaints: list[tuple[str, str]]
+) -> None:
+    assert agent.tick(0.0) == []
+    assert agent.dropped == 1
+    assert complaints == [("what was held", "malformed message: nor what I have held")]
+
+
+def test_a_refused_frame_is_dropped_and_what_is_said_beside_it_is_not(
+    agent: Agent, kept: list[object], complaints: list[tuple[str, str]]
+) -> None:
+    said = frame(Want(wanted="gradient"))
+    refused = Refused(message=said, error=MalformedMessageError("NaN"))
+    packets = agent.encode([said, refused, said])
+    assert len(packets) == 2
+    assert (agent.dropped, kept) == (1, [])
+    assert complaints == [(packets[0].topic, "malformed message: NaN")]
+
+
 def test_without_listeners_it_keeps_to_itself_what_it_drops() -> None:
     alone = Agent(Picky(), Mailbox(Topics("plant"), "d1"))
     alone.decode(GARBAGE)
@@ -146,3 +169,11 @@ def test_a_birth_is_said_when_it_changed_or_has_to_be_said_again(agent: Agent) -
 def test_the_last_will_is_the_birth_but_offline(agent: Agent) -> None:
     will = Mailbox(Topics("plant"), "x").incoming(agent.last_will)
     assert will == Birth(agent="d1", role=Tier.DEVICE, online=False, incarnation=1)
+
+
+def test_now_and_then_a_heartbeat_says_the_state_again(agent: Agent) -> None:
+    birth = agent.birth()
+    beats = [agent.heartbeat(peak_rss_bytes=0) for _ in range(2 * STATE_EVERY)]
+    with_state = [number for number, packets in enumerate(beats, start=1) if packets[:-1] == birth]
+    assert with_state == [STATE_EVERY, 2 * STATE_EVERY]
+    assert [len(packets) for packets in beats] == [1, 1, 1, 1, 1, 2] * 2

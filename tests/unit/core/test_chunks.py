@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from iotsplit.chunks import HEADER_BYTES, LZ4, PIECE_BYTES, RAW, Assembler, Chunk, Head, checksum, cut, read
 from iotsplit.errors import ChunkMismatchError, MalformedMessageError, MessageTooLargeError, PeerError
 
-HEAD = Head(1, "d1", "device", "edge", 1, 2, 3)
+HEAD = Head(1, "d1", "device", "edge", 1, 2, 3, 4)
 FIELDS: list[object] = [*HEAD, 0, 1, 2, checksum(HEAD, b"ab"), RAW, b"ab"]
+PLACES = {name: place for place, name in enumerate([*Head._fields, *Chunk._fields[1:]])}
 MEBIBYTE = 1 << 20
 PIECE = 100 + PIECE_BYTES  # what a piece of `pieces` costs
 
@@ -63,7 +64,7 @@ def test_a_body_survives_any_order_with_every_chunk_repeated(
 
 @given(bodies, sizes)
 def test_no_payload_is_larger_than_asked_for(body: bytes, chunk_bytes: int) -> None:
-    longest = Head(1, "d" * 23, "device", "device", 2**63, 2**63, 2**63)
+    longest = Head(1, "d" * 23, "device", "device", 2**63, 2**63, 2**63, 2**63)
     assert all(len(payload) <= chunk_bytes for payload in cut(body, longest, chunk_bytes=chunk_bytes))
 
 
@@ -160,8 +161,9 @@ def test_a_chunk_with_any_other_field_is_read_or_refused_and_never_joined_wrongl
         body = assembler().add("t", read(msgpack.packb(fields)))
     except PeerError:
         return
-    head = Head(*fields[:7])  # type: ignore[arg-type]  # as it was read
-    assert body is None or (len(body), checksum(head, body)) == (fields[9], fields[10])
+    head = Head(*fields[: len(HEAD)])  # type: ignore[arg-type]  # as it was read
+    announced = (fields[PLACES["size"]], fields[PLACES["crc32"]])
+    assert body is None or (len(body), checksum(head, body)) == announced
 
 
 @given(st.integers(0, 8 * len(msgpack.packb(FIELDS)) - 1))
@@ -176,18 +178,18 @@ def test_a_wrong_bit_never_makes_another_frame(place: int) -> None:
     assert joined is None or head == HEAD
 
 
-@pytest.mark.parametrize("place", [1, 2, 3])
-def test_longer_names_than_agents_can_have_are_refused(place: int) -> None:
+@pytest.mark.parametrize("name", ["device", "tier", "to_tier"])
+def test_longer_names_than_agents_can_have_are_refused(name: str) -> None:
     fields = list(FIELDS)
-    fields[place] = "d" * 65
+    fields[PLACES[name]] = "d" * 65
     with pytest.raises(MalformedMessageError):
         read(msgpack.packb(fields))
 
 
-@pytest.mark.parametrize("place", [4, 5, 6, 7, 9])
-def test_numbers_below_zero_are_refused(place: int) -> None:
+@pytest.mark.parametrize("name", ["epoch", "step", "micro_batch", "checkpoint", "number", "size"])
+def test_numbers_below_zero_are_refused(name: str) -> None:
     fields = list(FIELDS)
-    fields[place] = -1
+    fields[PLACES[name]] = -1
     with pytest.raises(MalformedMessageError):
         read(msgpack.packb(fields))
 
@@ -204,14 +206,14 @@ def test_true_is_not_a_number_and_none_is_nothing(place: int) -> None:
 @pytest.mark.parametrize(("number", "total"), [(1, 1), (7, 3), (0, 0)])
 def test_a_number_beyond_the_total_is_refused(number: int, total: int) -> None:
     fields = list(FIELDS)
-    fields[7], fields[8] = number, total
+    fields[PLACES["number"]], fields[PLACES["total"]] = number, total
     with pytest.raises(ChunkMismatchError):
         read(msgpack.packb(fields))
 
 
 def test_an_unknown_packing_is_refused() -> None:
     fields = list(FIELDS)
-    fields[11] = 2
+    fields[PLACES["packing"]] = 2
     with pytest.raises(MalformedMessageError, match="packing 2"):
         read(msgpack.packb(fields))
 

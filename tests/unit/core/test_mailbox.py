@@ -10,21 +10,24 @@ from iotsplit.chunks import Head, cut
 from iotsplit.errors import MalformedMessageError, PeerError, UsageError
 from iotsplit.mailbox import RETAINED, Mailbox
 from iotsplit.messages import (
-    PROTOCOL_VERSION,
-    AdapterChunk,
     Contents,
-    Forget,
     Frame,
     Message,
-    Metrics,
-    State,
     Update,
     Want,
     encode_content,
-    encode_state,
 )
 from iotsplit.packet import Packet
 from iotsplit.plan import Tier
+from iotsplit.states import (
+    PROTOCOL_VERSION,
+    AdapterChunk,
+    CheckpointChunk,
+    Forget,
+    Metrics,
+    State,
+    encode_state,
+)
 from iotsplit.topics import Topics
 from tests.unit.core.samples import CONTENTS, STATES, contents, frame
 
@@ -91,7 +94,17 @@ def test_forgetting_clears_a_retained_topic() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["state/d1", "assign/d1", "round", "adapter/latest", "adapter/1/head", "adapter/1/0"]
+    "path",
+    [
+        "state/d1",
+        "assign/d1",
+        "round",
+        "adapter/latest",
+        "adapter/1/head",
+        "adapter/1/0",
+        "checkpoint/d1/s.1.5/head",
+        "checkpoint/d1/s.1.5/0",
+    ],
 )
 def test_a_cleared_topic_says_nothing(path: str) -> None:
     assert incoming(path, b"") is None
@@ -111,8 +124,10 @@ def test_a_chunk_size_without_room_for_bytes_is_refused() -> None:
         ("state/other", STATES[0]),
         ("assign/other", STATES[1]),
         ("adapter/3/head", STATES[4]),
-        ("metrics/other", STATES[7]),
-        ("command/other", STATES[10]),
+        ("checkpoint/other/r-t1-d1.4.10/head", STATES[7]),
+        ("checkpoint/d1/r-t1-d1.5.10/head", STATES[7]),
+        ("metrics/other", STATES[9]),
+        ("command/other", STATES[12]),
     ],
 )
 def test_a_state_on_somebody_elses_topic_is_refused(path: str, state: State) -> None:
@@ -126,6 +141,17 @@ def test_a_state_on_somebody_elses_topic_is_refused(path: str, state: State) -> 
 def test_an_adapter_topic_without_numbers_is_refused(path: str) -> None:
     with pytest.raises(MalformedMessageError):
         incoming(path, b"{}")
+
+
+@pytest.mark.parametrize("index", ["tail", "-1", "1.0"])
+def test_a_piece_of_a_checkpoint_without_a_number_is_refused(index: str) -> None:
+    with pytest.raises(MalformedMessageError):
+        incoming(f"checkpoint/d1/s.1.5/{index}", b"x")
+
+
+def test_a_piece_of_a_checkpoint_is_named_by_its_topic() -> None:
+    piece = incoming("checkpoint/d1/s.1.5/7", b"\x00\xff")
+    assert piece == CheckpointChunk(device="d1", name="s.1.5", index=7, data=b"\x00\xff")
 
 
 def raw(content: Contents, head: Head) -> bytes:
@@ -166,10 +192,10 @@ def test_a_state_that_is_too_large_is_not_even_parsed(monkeypatch: pytest.Monkey
         incoming("state/d1", b" " * (mailbox.MAX_STATE_BYTES + 1))
 
 
-def test_an_adapter_head_that_is_too_large_is_not_even_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_that_is_too_large_is_not_even_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mailbox, "decode_state", lambda *_: pytest.fail("parsed"))
-    for path in ("adapter/1/head", "adapter/latest"):
-        with pytest.raises(MalformedMessageError, match="bytes of adapter"):
+    for path in ("adapter/1/head", "adapter/latest", "checkpoint/d1/s.1.5/head"):
+        with pytest.raises(MalformedMessageError, match="bytes of a"):
             incoming(path, b" " * (mailbox.MAX_STATE_BYTES + 1))
 
 
@@ -181,6 +207,8 @@ paths = st.sampled_from(
         "adapter/latest",
         "adapter/1/head",
         "adapter/1/2",
+        "checkpoint/d1/s.1.5/head",
+        "checkpoint/d1/s.1.5/2",
         "metrics/d1",
         "events",
         "command",
@@ -200,4 +228,4 @@ def test_any_packet_is_a_message_or_refused(path: str, payload: bytes) -> None:
         message = incoming(path, payload)
     except PeerError:
         return
-    assert message is None or isinstance(message, AdapterChunk)
+    assert message is None or isinstance(message, AdapterChunk | CheckpointChunk)

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from iotsplit.messages import PROTOCOL_VERSION, Birth
 from iotsplit.plan import Labels, Tier, cut_model
-from iotsplit_cloud.members import GRACE_S, SILENCE_S, Members
+from iotsplit.states import PROTOCOL_VERSION, Birth
+from iotsplit_cloud.members import GRACE_S, OPENING_S, SILENCE_S, Members
 
 PLANS = cut_model(30, (4, 15), Labels.CLOUD)
 
@@ -113,10 +113,17 @@ def test_who_comes_back_within_grace_is_not_gone() -> None:
     assert not made.gone("d1", 1000.0)
 
 
-def test_a_stranger_is_gone_and_who_is_there_is_not() -> None:
+def test_a_stranger_is_gone_once_the_cloud_has_listened_for_a_while_and_who_is_there_is_not() -> None:
     made = members(birth())
-    assert made.gone("d2", 0.0)
+    made.opened_at = 100.0
+    assert not made.gone("d2", 100.0 + OPENING_S - 0.1)
+    assert made.gone("d2", 100.0 + OPENING_S)
     assert not made.gone("d1", 1e9)
+
+
+def test_an_agent_has_the_incarnation_of_its_latest_start() -> None:
+    made = members(birth(incarnation=5), birth(incarnation=6), birth(incarnation=4))
+    assert (made.incarnation("d1"), made.incarnation("d2")) == (6, 0)
 
 
 def test_agents_are_listed_by_tier_and_id() -> None:

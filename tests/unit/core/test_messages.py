@@ -8,28 +8,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iotsplit import messages
 from iotsplit.errors import MalformedMessageError
 from iotsplit.messages import (
-    AdapterChunk,
-    Assignment,
-    Birth,
-    Command,
     Contents,
-    Forget,
     Frame,
     Identity,
-    Metrics,
-    State,
     Want,
     decode_content,
-    decode_state,
     encode_content,
-    encode_state,
     frame_of,
 )
 from iotsplit.plan import Tier
 from iotsplit.settings import TrainingSettings
+from iotsplit.states import (
+    AdapterChunk,
+    AdapterHead,
+    Assignment,
+    Birth,
+    Command,
+    Forget,
+    Metrics,
+    Reply,
+    State,
+    decode_state,
+    encode_state,
+)
 from tests.unit.core.samples import CONTENTS, KINDS, STATES, contents, frame
 
 NESTED = b"[" * 100_000
@@ -71,9 +74,7 @@ def test_a_heartbeat_says_only_what_there_is() -> None:
 
 
 def test_fields_of_a_later_protocol_are_passed_over() -> None:
-    assert decode_state(b'{"id":"x","ok":true,"colour":"red"}', messages.Reply) == messages.Reply(
-        id="x", ok=True
-    )
+    assert decode_state(b'{"id":"x","ok":true,"colour":"red"}', Reply) == Reply(id="x", ok=True)
 
 
 # --- what is refused
@@ -135,7 +136,7 @@ def has_bytes(value: object) -> bool:
 @pytest.mark.parametrize("payload", [NESTED, b'{"peft":' + NESTED, b"\xff", b""])
 def test_strange_json_is_refused(payload: bytes) -> None:
     with pytest.raises(MalformedMessageError):
-        decode_state(payload, messages.AdapterHead)
+        decode_state(payload, AdapterHead)
 
 
 def test_settings_that_cannot_work_are_a_malformed_assignment() -> None:

@@ -8,16 +8,25 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from iotsplit import chunks, mailbox, messages, retained
-from iotsplit.agent import Agent
+from iotsplit import chunks, mailbox, retained, states
+from iotsplit.agent import STATE_EVERY, Agent
 from iotsplit.chunks import Chunk, Head
 from iotsplit.errors import MalformedMessageError, TensorRefusedError
 from iotsplit.mailbox import AT_MOST_ONCE, RETAINED, Mailbox
-from iotsplit.messages import AdapterChunk, Contents, Forget, Frame, PackedTensor, State, Update, Want
+from iotsplit.messages import (
+    Contents,
+    Frame,
+    PackedTensor,
+    Update,
+    Want,
+)
 from iotsplit.plan import Tier
 from iotsplit.session import FIRST_PATIENCE_S, LEAST_PATIENCE_S, MAX_PATIENCE_S
+from iotsplit.states import AdapterChunk, CheckpointChunk, Forget, State
 from iotsplit.tensors.compression import SCHEMES, unpack_integers
 from iotsplit.topics import DEPTHS, PATHS, Topics
+from iotsplit_cloud.watch import REMIND_S
+from iotsplit_edge.start import PATIENCE_S
 from tests.unit.core.samples import frame
 
 DOCUMENT = (Path(__file__).parents[3] / "docs" / "PROTOCOL.md").read_text("utf-8")
@@ -55,7 +64,9 @@ def test_the_table_has_the_topics_of_the_code(row: dict[str, str]) -> None:
     (topic,) = code(row["topic"])
     first, *rest = topic.split("/")
     assert len(rest) in DEPTHS[first]
-    if row["message"] != "Frame":
+    if row["message"] == "CheckpointHead":
+        assert topic == "checkpoint/<device>/<name>/head"
+    elif row["message"] != "Frame":
         assert topic == re.sub(r"\{message\.(\w+)\}", r"<\1>", PATHS[KINDS[row["message"]]])
 
 
@@ -97,14 +108,14 @@ def test_the_table_has_the_flags_of_the_code(row: dict[str, str]) -> None:
 @pytest.mark.parametrize("row", TOPICS, ids=lambda row: row["topic"])
 def test_the_table_has_the_fields_of_the_code(row: dict[str, str]) -> None:
     kind = KINDS[row["message"]]
-    if kind not in (Frame, AdapterChunk, Forget):
+    if kind not in (Frame, AdapterChunk, CheckpointChunk, Forget):
         assert tuple(code(row["fields"])) == kind.__struct_fields__
 
 
 def test_the_chunk_table_has_the_fields_of_a_chunk() -> None:
     rows = table("place")
     assert [row["name"] for row in rows] == [*Head._fields, *Chunk._fields[1:-1], "bytes"]
-    assert [int(row["place"]) for row in rows] == list(range(13))
+    assert [int(row["place"]) for row in rows] == list(range(14))
     types = {"int": int, "str": str, "bin": bytes}
     assert tuple(types[row["type"]] for row in rows) == chunks._FIELDS
 
@@ -137,7 +148,7 @@ def test_the_tensor_table_has_the_sizes_of_the_schemes(row: dict[str, str]) -> N
 
 
 def test_the_example_is_what_is_sent() -> None:
-    example = re.search(r"^```\n(9d .*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
+    example = re.search(r"^```\n(9e .*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
     assert example is not None
     written = " ".join(line[:46] for line in example[1].splitlines())  # then come comments
     said = frame(Want(wanted="gradient"), step=4)
@@ -157,8 +168,8 @@ LIMITS = {row["what"]: row["limit"] for row in table("what")}
         ("unfinished frames of one agent", [mailbox.MAX_OPEN_BYTES >> 20, chunks.PIECE_BYTES]),
         ("LZ4", [chunks.MAX_RATIO]),
         ("section of an adapter version", [retained.MAX_SECTION_BYTES >> 30]),
-        ("topics of one adapter subscription", [retained.WINDOW]),
-        ("agents that one agent remembers", [messages.MAX_AGENTS]),
+        ("topics of one version or checkpoint at a time", [retained.WINDOW]),
+        ("agents that one agent remembers", [states.MAX_AGENTS]),
     ],
 )
 def test_the_limits_are_those_of_the_code(what: str, numbers: list[int]) -> None:
@@ -170,10 +181,19 @@ def test_the_patience_is_that_of_the_code() -> None:
     assert said in DOCUMENT
 
 
+def test_the_times_of_recovery_are_those_of_the_code() -> None:
+    assert f"for {retained.AGAIN_S:.0f} s" in DOCUMENT
+    assert f"within {retained.LOOK_S:.0f} s" in DOCUMENT
+    assert f"for {REMIND_S:.0f} s" in DOCUMENT
+    assert f"for {PATIENCE_S:.0f} s" in DOCUMENT
+    assert STATE_EVERY == 6
+    assert "every sixth heartbeat" in DOCUMENT
+
+
 def test_the_version_is_that_of_the_code() -> None:
-    assert f"\nVersion {messages.PROTOCOL_VERSION}. " in DOCUMENT
+    assert f"\nVersion {states.PROTOCOL_VERSION}. " in DOCUMENT
 
 
 def test_the_head_of_an_adapter_names_its_sections_as_the_document_does() -> None:
-    fields: Any = msgspec.structs.fields(messages.AdapterSection)
+    fields: Any = msgspec.structs.fields(states.AdapterSection)
     assert "{" + ", ".join(f'"{field.name}"' for field in fields) + "}" in DOCUMENT

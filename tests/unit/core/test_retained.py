@@ -10,9 +10,15 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from iotsplit.errors import MalformedMessageError
-from iotsplit.messages import AdapterChunk, AdapterHead, AdapterSection, decode_state, encode_state
 from iotsplit.plan import Tier
 from iotsplit.retained import MAX_SECTION_BYTES, WINDOW, Fetch, cut_version, digest
+from iotsplit.states import (
+    AdapterChunk,
+    AdapterHead,
+    AdapterSection,
+    decode_state,
+    encode_state,
+)
 
 SECTIONS = {"device": b"d" * 900, "edge": b"e" * 25, "cloud": b"c" * 10}
 

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from iotsplit.errors import UsageError
-from iotsplit.messages import decode_state, encode_state
 from iotsplit.plan import Labels
 from iotsplit.settings import Aggregation, Codec, FleetSettings, Optimizer, TrainingSettings
+from iotsplit.states import decode_state, encode_state
 
 
 @pytest.mark.parametrize("name", ["rounds", "local_steps", "batch_size", "micro_batches", "rank"])

@@ -7,8 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iotsplit.errors import MalformedMessageError, UsageError
-from iotsplit.messages import Contents, Forget, Message, State, Update, Want
+from iotsplit.messages import (
+    Contents,
+    Message,
+    Update,
+    Want,
+)
 from iotsplit.plan import Tier
+from iotsplit.states import Forget, State
 from iotsplit.topics import DEPTHS, PATHS, Route, Topics, check_agent_id
 from tests.unit.core.samples import CONTENTS, STATES, frame, ids, words
 
@@ -39,10 +45,12 @@ MESSAGES: list[tuple[Message, Route]] = [
     (STATES[4], Route("adapter", ("2", "head"))),
     (STATES[5], Route("adapter", ("2", "5"))),
     (STATES[6], Route("adapter", ("latest",))),
-    (STATES[7], Route("metrics", ("d1",))),
-    (STATES[8], Route("events", ())),
-    (STATES[9], Route("command", ())),
-    (STATES[10], Route("command", ("x1",))),
+    (STATES[7], Route("checkpoint", ("d1", "r-t1-d1.4.10", "head"))),
+    (STATES[8], Route("checkpoint", ("d1", "r-t1-d1.4.10", "1"))),
+    (STATES[9], Route("metrics", ("d1",))),
+    (STATES[10], Route("events", ())),
+    (STATES[11], Route("command", ())),
+    (STATES[12], Route("command", ("x1",))),
     (Forget(path="adapter/2/5"), Route("adapter", ("2", "5"))),
 ]
 

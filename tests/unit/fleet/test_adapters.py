@@ -11,11 +11,12 @@ from iotsplit.errors import QuorumError, RunFailedError, UsageError
 from iotsplit.fleet import adapters, client
 from iotsplit.fleet.client import FleetClient
 from iotsplit.mailbox import Mailbox
-from iotsplit.messages import AdapterLatest, Command, Message, Reply
+from iotsplit.messages import Message
 from iotsplit.packet import Packet
 from iotsplit.retained import cut_version
 from iotsplit.runtime.link import Deliver, LinkChange
 from iotsplit.runtime.memory import MemoryBroker, MemoryLink
+from iotsplit.states import AdapterLatest, Command, Reply
 from iotsplit.topics import Topics
 
 TOPICS = Topics("default")

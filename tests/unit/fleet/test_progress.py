@@ -11,9 +11,9 @@ from rich.console import Console
 
 from iotsplit.fleet import summary
 from iotsplit.fleet.progress import Progress, Table, Tail, heading
-from iotsplit.messages import Event, Metrics
 from iotsplit.plan import Labels, Tier
 from iotsplit.settings import TrainingSettings
+from iotsplit.states import Event, Metrics
 
 HOPS = {"device_edge": {"up": 1_500_000, "down": 500_000}, "edge_cloud": {"up": 0, "down": 0}}
 

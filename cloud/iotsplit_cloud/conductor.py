@@ -1,0 +1,321 @@
+"""What begins in the cloud, and what comes after it: evaluations and rounds, one at a time. No I/O."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from iotsplit.errors import QuorumError
+from iotsplit.messages import Frame, Update
+from iotsplit.plan import Tier
+from iotsplit.role import Output
+from iotsplit.rounds import deal
+from iotsplit.session import Turns
+from iotsplit.settings import FleetSettings, Stragglers, TrainingSettings
+from iotsplit.states import (
+    Assignment,
+    Birth,
+    Event,
+    Round,
+)
+from iotsplit_cloud import chronicle
+from iotsplit_cloud.chronicle import Chronicle
+from iotsplit_cloud.desk import AGAIN, Desk
+from iotsplit_cloud.evaluation import EvaluationRound
+from iotsplit_cloud.journal import RoundCheckpoint, RoundState
+from iotsplit_cloud.members import Members
+from iotsplit_cloud.records import Milestone
+from iotsplit_cloud.tail import Tail
+from iotsplit_cloud.training import Equipment, TrainingRound
+from iotsplit_cloud.versions import Library
+from iotsplit_cloud.watch import Watch, arrival
+
+
+class Phase(StrEnum):
+    """Where the fleet is."""
+
+    WAITING = "waiting"
+    EVALUATING = "evaluating"
+    TRAINING = "training"
+    DONE = "done"
+
+
+NEXT_PHASES = {
+    Phase.WAITING: frozenset({Phase.EVALUATING, Phase.TRAINING}),
+    Phase.EVALUATING: frozenset({Phase.WAITING, Phase.DONE}),
+    Phase.TRAINING: frozenset({Phase.EVALUATING, Phase.WAITING}),
+    Phase.DONE: frozenset({Phase.WAITING}),  # a person asks for one more round
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What the cloud's role works with."""
+
+    settings: TrainingSettings
+    fleet: FleetSettings
+    tail: Tail
+    library: Library
+    members: Members
+    chronicle: Chronicle
+
+
+class Conductor:
+    """Begins evaluations and rounds, and says what follows from their end.
+
+    Args:
+        birth: gives what the cloud says of itself.
+        parts: settings and the pieces that do the work.
+        desk: writes assignments.
+        last_round: the last round that was finished before this start.
+    """
+
+    def __init__(self, *, birth: Callable[[], Birth], parts: Parts, desk: Desk, last_round: int) -> None:
+        self.phase = Phase.WAITING
+        self.round = last_round
+        self.activity: TrainingRound | EvaluationRound | None = None
+        self.paused = False
+        self.due = parts.fleet.always_due
+        self._birth = birth
+        self._p = parts
+        self._desk = desk
+        self._watch = Watch(parts.members, parts.fleet, desk)
+        self._turns = Turns(lambda: birth().incarnation)
+        self._attempt = 0
+        self._round_start = b""  # the optimizer's state when the round began
+        self._written: RoundState | None = None
+        self._gathered = False
+        self._evaluated = not parts.chronicle.needs_baseline and last_round < parts.settings.rounds
+
+    @property
+    def _agent(self) -> str:
+        return self._birth().agent
+
+    def take_up(self, state: RoundState, saved: Sequence[RoundCheckpoint], now: float) -> list[Output]:
+        """Go on with the round that an earlier start was in: with its decisions, from its checkpoints."""
+        self.round, self._attempt, self._written = state.round, state.attempt, state
+        self._gathered = self._evaluated = True
+        self._desk.adopt(state.assignments)
+        self._round_start = self._p.tail.optimizer_state()
+        training = self._new_round(dict(state.assignments), now)
+        training.dropped.update(state.dropped)
+        self.activity = training
+        resumed = training.resume(saved, now)
+        detail = f"in round {self.round} at step {training.step}"
+        return [
+            Event(kind="cloud_resumed", agent=self._agent, detail=detail),
+            *self.enter(Phase.TRAINING),
+            *state.assignments.values(),
+            *resumed,
+        ]
+
+    def _journaled(self, said: list[Output]) -> list[Output]:
+        """Write down what was decided about the round before it is said."""
+        training = self.activity
+        if not isinstance(training, TrainingRound):
+            return said
+        state = RoundState(
+            round=self.round,
+            attempt=self._attempt,
+            assignments={device: session.assignment for device, session in training.sessions.items()},
+            dropped=dict(training.dropped),
+        )
+        if state == self._written:
+            return said
+        self._written = state
+        # After what is said of the round before, whose end strikes out what was written of it.
+        ends = [place + 1 for place, output in enumerate(said) if isinstance(output, Milestone)]
+        place = max(ends, default=0)
+        return [*said[:place], state, *said[place:]]
+
+    def frame(self, frame: Frame, now: float) -> list[Output]:
+        """Take a frame for what is under way."""
+        if self.activity is None:
+            return []
+        if isinstance(frame.content, Update):
+            self._p.chronicle.count_update(frame)
+        session = self.activity.sessions.get(frame.device)
+        said = self.activity.handle(frame, now)
+        said += arrival(session) if session is not None else []
+        return self._journaled([*said, *self._after(now)])
+
+    def hurry(self, now: float) -> None:
+        """Ask for what is waited for: it may have been lost with a connection."""
+        for session in self.activity.sessions.values() if self.activity else ():
+            session.awaited.hurry(now)
+
+    def look(self, now: float) -> list[Output]:
+        """Look after what is under way, or begin something."""
+        if self.activity is None:
+            return self._journaled(self._begin(now))
+        said = [*self._watch.look(self.activity, now), *self.activity.tick(now)]
+        return self._journaled([*said, *self._after(now)])
+
+    def _begin(self, now: float) -> list[Output]:
+        if self.phase is Phase.DONE:
+            return []
+        devices, edges = (self._p.members.present(tier) for tier in (Tier.DEVICE, Tier.EDGE))
+        # The whole fleet is waited for once; later rounds run with who is there, unless nobody may miss one.
+        fleet = self._p.fleet
+        later = (fleet.devices if fleet.stragglers is Stragglers.WAIT else 1, 1)
+        need = later if self._gathered else (fleet.devices, fleet.edges)
+        if len(devices) < need[0] or len(edges) < need[1]:
+            self._check_patience(len(devices), len(edges), now)
+            return []
+        self._gathered = True
+        if not self._evaluated:
+            return self._evaluate(devices, edges, now)
+        return self._train(devices, edges, now) if self.due and not self.paused else []
+
+    def _check_patience(self, devices: int, edges: int, now: float) -> None:
+        patience = self._p.fleet.wait_timeout
+        if patience and now - self._p.members.opened_at > patience:
+            raise QuorumError(
+                f"after {patience:.0f} s there are {devices} devices and {edges} edges",
+                fix=f"start the others: {self._p.fleet.devices} devices and {self._p.fleet.edges} edges",
+            )
+
+    def _evaluate(self, devices: list[str], edges: list[str], now: float) -> list[Output]:
+        # Everyone's held-out data counts, whoever trains in a round.
+        pairs = deal(devices, edges, devices_per_edge=None, seed=self._p.settings.seed, round_=1)
+        assignments = self._desk.assign(pairs, "evaluate", str(self.round), self._p.library)
+        self.activity = EvaluationRound(assignments, self._p.settings, self._p.tail, now=now)
+        return [*self.enter(Phase.EVALUATING), *self._hand_out(assignments)]
+
+    def _train(self, devices: list[str], edges: list[str], now: float) -> list[Output]:
+        self.round += 1
+        self.due = self._p.fleet.always_due
+        pairs = deal(
+            devices,
+            edges,
+            devices_per_edge=self._p.fleet.devices_per_edge,
+            seed=self._p.settings.seed,
+            round_=self.round,
+        )
+        self._attempt = 0
+        self._round_start = self._p.tail.optimizer_state()
+        self._p.chronicle.round_started(now)
+        started = self._event("round_started", self._agent, f"round {self.round}, {len(pairs)} devices")
+        assignments = self._train_pairs(pairs, now)
+        return [started, *self.enter(Phase.TRAINING), *self._hand_out(assignments)]
+
+    def _train_pairs(self, pairs: dict[str, str], now: float) -> dict[str, Assignment]:
+        name = f"{self.round}{AGAIN}{self._attempt}" if self._attempt else str(self.round)
+        assignments = self._desk.assign(pairs, "train", name, self._p.library)
+        self.activity = self._new_round(assignments, now)
+        return assignments
+
+    def _new_round(self, assignments: dict[str, Assignment], now: float) -> TrainingRound:
+        equipment = Equipment(
+            tail=self._p.tail,
+            ledger=self._p.chronicle.ledger,
+            turns=self._turns,
+            check=self._p.library.check,
+            to_start=self._to_round_start,
+        )
+        return TrainingRound(assignments, self._p.settings, equipment, now=now)
+
+    def _to_round_start(self) -> None:
+        self._p.tail.load(self._p.library.current.sections[Tier.CLOUD])
+        self._p.tail.load_optimizer(self._round_start)
+
+    def _do_again(self, training: TrainingRound, now: float) -> list[Output]:
+        """Do the round again from its start: too much was lost at once to go on with it."""
+        said: list[Output] = [self._event("round_again", self._agent, f"round {self.round}: {training.stuck}")]
+        self._attempt += 1
+        training.void()
+        self._to_round_start()
+        edges = self._p.members.present(Tier.EDGE)
+        before = {device: session.assignment.edge for device, session in training.sessions.items()}
+        pairs = deal(
+            list(before),
+            edges,
+            devices_per_edge=None,
+            seed=self._p.settings.seed,
+            round_=self.round,
+        )
+        assignments = self._train_pairs(pairs or before, now)
+        if isinstance(self.activity, TrainingRound):
+            self.activity.dropped.update(training.dropped)
+        return [*said, *self._hand_out(assignments)]
+
+    def _after(self, now: float) -> list[Output]:
+        """What follows when the activity at hand is over."""
+        activity = self.activity
+        if isinstance(activity, TrainingRound) and activity.stuck:
+            return self._do_again(activity, now)
+        if activity is None or not activity.done:
+            return []
+        self.activity = None
+        if isinstance(activity, TrainingRound):
+            return self._trained(activity, now)
+        if not activity.sessions:
+            return self.enter(Phase.WAITING)  # nobody is left to be scored; again when someone is back
+        when = "before" if self._p.chronicle.needs_baseline else "after"
+        self._evaluated = True
+        answering = self._p.members.answering()
+        detail = self._p.chronicle.scored(activity, when, answering=answering)
+        last = self.round >= self._p.settings.rounds
+        entered = self.enter(Phase.DONE if last else Phase.WAITING)
+        said: list[Output] = [self._event("evaluated", self._agent, detail), *entered]
+        if last:
+            said += self._hand_out({})
+            said.append(self._event("finished", self._agent, f"after {self.round} rounds"))
+        return [*said, self.milestone(), *self._begin(now)]
+
+    def _trained(self, training: TrainingRound, now: float) -> list[Output]:
+        p = self._p
+        said: list[Output] = []
+        if training.sessions:
+            version = p.library.add(
+                training.updates,
+                cloud=p.tail.adapter(),
+                rule=p.settings.aggregation,
+                round_=self.round,
+            )
+            said += [version, *p.library.publish(), *p.library.forget()]
+        else:
+            self._to_round_start()  # its steps were for nothing
+        row = p.chronicle.round_finished(
+            training, round_=self.round, version=p.library.current.version, now=now
+        )
+        said.append(self._event("round_finished", self._agent, chronicle.in_short(row)))
+        last = self.round >= p.settings.rounds
+        self._evaluated = not (last or p.settings.evaluate == "rounds")
+        said += self.enter(Phase.WAITING)
+        return [*said, self.milestone(), *self._begin(now)]
+
+    # --- what is said
+
+    def _hand_out(self, assignments: dict[str, Assignment]) -> list[Assignment]:
+        self._p.chronicle.count_fetches(assignments.values(), self._p.library.current)
+        return self._desk.hand_out(assignments)
+
+    def enter(self, phase: Phase = Phase.WAITING) -> list[Output]:
+        """Go over into a phase, and say so."""
+        if phase is not self.phase:
+            assert phase in NEXT_PHASES[self.phase]  # noqa: S101 - a wrong order is our own mistake
+            self.phase = phase
+        return [self.state()]
+
+    def state(self) -> Round:
+        """Where the fleet is."""
+        return Round(
+            round=self.round,
+            phase=self.phase,
+            version=self._p.library.current.version,
+            sessions=len(self.activity.sessions) if self.activity else 0,
+        )
+
+    def _event(self, kind: str, agent: str, detail: str) -> Event:
+        return Event(kind=kind, agent=agent, detail=detail)
+
+    def milestone(self) -> Milestone:
+        """What a restarted cloud goes on from."""
+        done = self.phase is Phase.DONE
+        return Milestone(
+            report=self._p.chronicle.report_now(self._p.members.all(), self._birth(), done=done),
+            round=self.round,
+            version=self._p.library.current.version,
+            optimizer=self._p.tail.optimizer_state(),
+            final=done,
+        )

@@ -1,0 +1,119 @@
+"""What a tier trains: LoRA parameters with their optimizer, and both as one body of safetensors."""
+
+from collections.abc import Mapping
+
+import torch
+from safetensors.torch import load, save
+from torch import nn
+
+from iotsplit.settings import Optimizer, TrainingSettings
+from iotsplit.tensors import adapters
+
+QUANTITIES: dict[Optimizer, tuple[str, ...]] = {
+    Optimizer.ADAMW: ("exp_avg", "exp_avg_sq", "step"),
+    Optimizer.SGD: (),
+}
+"""What each optimizer knows of a parameter; `step` is a number, the others have the parameter's shape."""
+
+
+class Trained:
+    """LoRA parameters and their optimizer.
+
+    Args:
+        parameters: by global name.
+        settings: the fleet's.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], settings: TrainingSettings) -> None:
+        self.parameters = dict(sorted(parameters.items()))
+        self._settings = settings
+        self._optimizer = adapters.make_optimizer(self.parameters, settings)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the parameters by name."""
+        return {name: tuple(value.shape) for name, value in self.parameters.items()}
+
+    def load(self, adapter: bytes) -> None:
+        """Take over an adapter's values; the optimizer goes on.
+
+        Raises:
+            PeerError: not this part's adapter.
+        """
+        self._put(adapters.from_bytes(adapter, self.shapes))
+
+    def start_over(self, adapter: bytes) -> None:
+        """Take over an adapter's values, with an optimizer that knows nothing.
+
+        Raises:
+            PeerError: not this part's adapter.
+        """
+        self.load(adapter)
+        self._optimizer = adapters.make_optimizer(self.parameters, self._settings)
+        self.forget_gradients()
+
+    def step(self) -> None:
+        """One optimizer step with the gradients added up since the last."""
+        self._optimizer.step()
+        self.forget_gradients()
+
+    def forget_gradients(self) -> None:
+        """Drop gradients that no step has used."""
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def adapter(self) -> bytes:
+        """The parameters as they are."""
+        return adapters.to_bytes({name: value.detach() for name, value in self.parameters.items()})
+
+    def optimizer_state(self) -> bytes:
+        """The optimizer's state, each quantity as ``<parameter>/<quantity>``; empty before the first step."""
+        return save(self._state())
+
+    def load_optimizer(self, state: bytes) -> None:
+        """Take over an optimizer's state of one's own making."""
+        self._put_state(load(state))
+
+    def checkpoint(self) -> bytes:
+        """Parameters and optimizer together; equal states give equal bytes."""
+        return adapters.to_bytes(dict(self.parameters) | self._state())
+
+    def restore(self, body: bytes) -> None:
+        """Take over a checkpoint, whole or not at all.
+
+        Raises:
+            PeerError: not a checkpoint of this part with these settings.
+        """
+        tensors = adapters.from_bytes(body, self._checkpoint_shapes())
+        state = {name: tensors.pop(name) for name in list(tensors) if name not in self.parameters}
+        self._put(tensors)
+        self._put_state(state)
+        self.forget_gradients()
+
+    def _put(self, values: Mapping[str, torch.Tensor]) -> None:
+        for name, value in values.items():
+            self.parameters[name].data.copy_(value)
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        names = list(self.parameters)
+        return {
+            f"{names[index]}/{quantity}": value.detach().clone().contiguous()
+            for index, values in self._optimizer.state_dict()["state"].items()
+            for quantity, value in values.items()
+            if isinstance(value, torch.Tensor)
+        }
+
+    def _put_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        place = {name: index for index, name in enumerate(self.parameters)}
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in tensors.items():
+            name, quantity = key.rsplit("/", 1)
+            state.setdefault(place[name], {})[quantity] = value
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
+
+    def _checkpoint_shapes(self) -> dict[str, tuple[int, ...]]:
+        shapes = self.shapes
+        for quantity in QUANTITIES[self._settings.optimizer]:
+            shapes |= {
+                f"{name}/{quantity}": () if quantity == "step" else shape for name, shape in self.shapes.items()
+            }
+        return shapes

@@ -1,0 +1,79 @@
+"""Whatever dies, whenever: nothing is lost or applied twice, and the adapter is the same to the bit."""
+
+import functools
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iotsplit.plan import Labels
+from iotsplit.settings import Optimizer, TrainingSettings
+from tests.flows.crashes import CrashFleet, Schedule, storm
+from tests.flows.weather import WeatherFleet, settings
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick")]
+
+SCHEDULES = int(os.environ.get("CRASH_SCHEDULES", "300"))
+FIRST = int(os.environ.get("CRASH_FIRST", "0"))
+PACKETS = 450
+LIMIT = 40_000
+CHUNK = 25
+
+
+def wanted(seed: int) -> TrainingSettings:
+    """Settings of a seed: every combination comes up."""
+    changes: dict[str, Any] = {
+        "local_steps": 5,
+        "checkpoint_every": (1, 2, 3)[seed % 3],
+        "labels": (Labels.CLOUD, Labels.CLOUD, Labels.CLOUD, Labels.DEVICE)[seed % 4],
+        "optimizer": (Optimizer.ADAMW, Optimizer.SGD)[seed % 2],
+    }
+    return settings(**changes)
+
+
+@functools.cache
+def in_calm(model: Path, wanted: TrainingSettings) -> dict[str, bytes]:
+    """The adapter of an undisturbed run."""
+    fleet = WeatherFleet(model, wanted, edges=2)
+    fleet.run()
+    return dict(fleet.versions[-1].sections)
+
+
+def run(model: Path, seed: int, disks: Path) -> CrashFleet:
+    """Run a seed's fleet through its schedule; raises with the schedule if it does not come to its end."""
+    s = wanted(seed)
+    schedule = Schedule(seed, ["a", "b", "edge-1", "edge-2", "cloud"], packets=PACKETS)
+    fleet = CrashFleet(model, s, disks=disks, fate=storm(seed))
+
+    def over(fleet: Any) -> bool:
+        schedule.happen(fleet)
+        if schedule.next_due < fleet.now:
+            return False
+        cloud = fleet.agents.get("cloud")
+        return cloud is not None and cloud.role.finished
+
+    try:
+        fleet.run(until=over, limit=LIMIT)
+    except AssertionError as error:
+        raise AssertionError(f"seed {seed} does not end: {error}\n{schedule}") from None
+    steps = s.rounds * s.local_steps * 2
+    told = f"seed {seed}\n{schedule}"
+    assert fleet.report.ledger == {"expected": steps, "applied": steps, "lost": 0, "duplicated": 0}, told
+    assert fleet.versions[-1].sections == in_calm(model, s), told
+    if not schedule.forgets:
+        # Only a broker without a memory makes the fleet do a round again; all else is made up for.
+        assert [event for event in fleet.events if event.kind == "round_again"] == [], told
+    return fleet
+
+
+@pytest.mark.parametrize("first", range(FIRST, FIRST + SCHEDULES, CHUNK))
+def test_any_crash_ends_in_the_same_adapter(model: Path, first: int) -> None:
+    for seed in range(first, min(first + CHUNK, FIRST + SCHEDULES)):
+        disks = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+        try:
+            run(model, seed, disks)
+        finally:
+            shutil.rmtree(disks)
