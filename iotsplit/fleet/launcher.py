@@ -35,6 +35,7 @@ class Child:
 
     agent: str
     process: "subprocess.Popen[bytes]"
+    words: Sequence[str]
     log: Path
     log_start: int
 
@@ -84,8 +85,9 @@ class Launcher:
         log = self._logs / f"{agent}.log"
         start = log.stat().st_size if log.exists() else 0
         process = processes.start([*self._program, *words], log=log, environment=_child_environment(os.environ))
-        child = Child(agent=agent, process=process, log=log, log_start=start)
+        child = Child(agent=agent, process=process, words=words, log=log, log_start=start)
         self._children[agent] = child
+        self._mourned.discard(agent)
         return child
 
     def start_broker(self, words: Sequence[str]) -> Broker:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from iotsplit.tensors.models import ModelInfo
 
 INTERRUPTED = 130
+MAX_RESTARTS = 3
 CLOUD = "cloud"
 EXAMPLES = (
     "iotsplit run --model smollm2 --data plant --rounds 3",
@@ -258,17 +260,27 @@ def _agent_words(agent: str, options: RunOptions, prepared: Prepared, address: s
 
 
 def _watch(launcher: Launcher, progress: Progress, prepared: Prepared, console: Console) -> None:
-    """Wait for the cloud's end; the fleet goes on without a device or an edge, but not without all of them.
+    """Wait for the cloud's end. Devices and edges that were killed are started again and go on where they were.
+
+    The fleet goes on without a device or an edge, but not without all of them.
 
     Raises:
         UserError: an agent ended that the fleet cannot do without.
     """
     gone: set[str] = set()
+    starts: Counter[str] = Counter()
     while launcher.wait(CLOUD) is None:
         progress.poll()
         for child in launcher.newly_dead():
-            gone.add(child.agent)
             error = end_of(child)
+            killed = child.process.returncode < 0 and child.agent in (*prepared.devices, *prepared.edges)
+            if killed and starts[child.agent] < MAX_RESTARTS:
+                starts[child.agent] += 1
+                launcher.start(child.agent, child.words)
+                line = f"{error.message}; it is started again"
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+                continue
+            gone.add(child.agent)
             mended_by_a_person = child.process.returncode in ENDS
             needed = any(set(tier) <= gone for tier in (prepared.devices, prepared.edges, (BROKER,)))
             if mended_by_a_person or needed or not progress.training:

@@ -119,11 +119,25 @@ def test_a_fleet_without_a_tier_or_a_broker_is_ended(launcher: Launcher, gone: d
 
 
 @pytest.mark.slow
-def test_a_fleet_goes_on_without_one_of_its_devices(launcher: Launcher) -> None:
+def test_a_device_that_was_killed_is_started_again(launcher: Launcher) -> None:
     start(launcher, edge_1=-1, press=-1, pump=-1)
     launcher.start("cloud", ["import sys; sys.stdin.close(); import threading; threading.Event().wait(1.5)"])
     pump = launcher._children["pump"].process
     pump.send_signal(signal.SIGKILL)
+    assert "pump was ended by SIGKILL; it is started again" in watch(launcher, training=True)
+    again = launcher._children["pump"].process
+    assert again.pid != pump.pid
+    assert again.poll() is None
+
+
+@pytest.mark.slow
+def test_a_fleet_goes_on_without_a_device_that_is_killed_again_and_again(
+    launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_RESTARTS", 0)
+    start(launcher, edge_1=-1, press=-1, pump=-1)
+    launcher.start("cloud", ["import sys; sys.stdin.close(); import threading; threading.Event().wait(1.5)"])
+    launcher._children["pump"].process.send_signal(signal.SIGKILL)
     assert "going on without pump was ended by SIGKILL" in watch(launcher, training=True)
 
 
