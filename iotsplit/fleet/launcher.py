@@ -148,11 +148,16 @@ class Launcher:
 
 def end_of(child: Child) -> UserError:
     """The error that tells of a child's end: who, how, and the last thing it said."""
+    last = last_words(child)
+    kind = ENDS.get(child.process.returncode, RunFailedError)
+    return kind(how_it_ended(child) + (f": {last}" if last else ""), fix=f"see {child.log}")
+
+
+def how_it_ended(child: Child) -> str:
+    """Who ended, and by what."""
     code = child.process.returncode
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    last = last_words(child)
-    kind = ENDS.get(code, RunFailedError)
-    return kind(f"{child.agent} {how}" + (f": {last}" if last else ""), fix=f"see {child.log}")
+    return f"{child.agent} {how}"
 
 
 def last_words(child: Child) -> str:

@@ -14,13 +14,22 @@ from iotsplit.datasets import partition
 from iotsplit.errors import RunFailedError, UsageError
 from iotsplit.fleet import summary
 from iotsplit.fleet.client import connect
-from iotsplit.fleet.launcher import BROKER, ENDS, Broker, Launcher, end_of, interruptible, peak_rss_bytes
+from iotsplit.fleet.launcher import (
+    BROKER,
+    ENDS,
+    Broker,
+    Launcher,
+    end_of,
+    how_it_ended,
+    interruptible,
+    peak_rss_bytes,
+)
 from iotsplit.fleet.output import Origin, Output, to_toml
 from iotsplit.fleet.progress import Progress
 from iotsplit.options import AgentOptions, BrokerOptions, CommonOptions, parse
 from iotsplit.plan import Tier, cut_model
 from iotsplit.runtime import clock
-from iotsplit.settings import FleetSettings, TrainingSettings, at_least
+from iotsplit.settings import FleetSettings, Stragglers, TrainingSettings, at_least
 from iotsplit.topics import Topics
 
 if TYPE_CHECKING:
@@ -50,6 +59,8 @@ class RunOptions(BrokerOptions, CommonOptions):
         devices: Number of devices; by default one for each file of a folder, else 4.
         edges: Number of edges.
         devices_per_edge: Devices that an edge serves in a round; by default all, dealt evenly.
+        step_timeout: Seconds after which a session that brings nothing holds up the others too long.
+        stragglers: Then the others go on without it for this round, or wait for as long as it takes.
         columns: Columns or keys of the data: one of texts, or two of prompts and completions.
         partition: How data is dealt: files, iid or dirichlet:0.3; by default files where there are several.
         broker: Address of a broker, or embedded, or mosquitto; by default Mosquitto if found, else embedded.
@@ -65,6 +76,8 @@ class RunOptions(BrokerOptions, CommonOptions):
     devices: int | None = None
     edges: int = 1
     devices_per_edge: int | None = None
+    step_timeout: float = 120.0
+    stragglers: Stragglers = Stragglers.DROP
     columns: tuple[str, ...] = ()
     partition: str | None = None
     output: Path = Path("out")
@@ -159,7 +172,12 @@ def prepare(options: RunOptions, output: Output, console: Console) -> Prepared:
     edges = tuple(f"edge-{number}" for number in range(1, options.edges + 1))
     _check_names(devices, edges)
     members = FleetSettings(
-        devices=len(devices), edges=len(edges), devices_per_edge=options.devices_per_edge, once=True
+        devices=len(devices),
+        edges=len(edges),
+        devices_per_edge=options.devices_per_edge,
+        step_timeout=options.step_timeout,
+        stragglers=options.stragglers,
+        once=True,
     )
     (output.root / "fleet.toml").write_text(to_toml(options.training, members), encoding="utf-8")
     return Prepared(model=model.absolute(), info=info, devices=devices, edges=edges)
@@ -277,7 +295,7 @@ def _watch(launcher: Launcher, progress: Progress, prepared: Prepared, console: 
             if killed and starts[child.agent] < MAX_RESTARTS:
                 starts[child.agent] += 1
                 launcher.start(child.agent, child.words)
-                line = f"{error.message}; it is started again"
+                line = f"{how_it_ended(child)}; it is started again"
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
                 continue
             gone.add(child.agent)

@@ -14,7 +14,7 @@ from tests.support import letters_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.broker]
 
-SETTINGS = ("--cut=1,3", "--local-steps=2", "--sequence-length=16", "--devices=2", "--batch-size=2")
+SETTINGS = ("--cut=1,3", "--sequence-length=16", "--devices=2", "--batch-size=2")
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def words(model: Path, data: Path, output: Path, *more: str) -> list[str]:
     given = [f"--model={model}", f"--data={data}", f"--output={output}", *SETTINGS, *more]
+    given += [] if any("--local-steps" in word for word in more) else ["--local-steps=2"]
     return [sys.executable, "-m", "iotsplit", "run", *given]
 
 
@@ -132,3 +133,27 @@ def test_a_mistake_that_only_an_agent_sees_is_told_by_the_run(model: Path, data:
     assert "cloud ended with exit code 2" in done.stderr
     assert done.stderr.count("\n") == 1
     assert agents_of(tmp_path / "out") == []
+
+
+def test_a_run_whose_agents_are_killed_makes_the_same_adapter(model: Path, data: Path, tmp_path: Path) -> None:
+    more = ("--rounds=3", "--local-steps=8", "--checkpoint-every=2", "--edges=2", "--stragglers=wait")
+    quiet = finish(words(model, data, tmp_path / "quiet", *more))
+    assert quiet.returncode == 0, quiet.stderr
+
+    output = tmp_path / "killed"
+    run = subprocess.Popen(words(model, data, output, *more), stdout=subprocess.PIPE, text=True)
+    with run:
+        assert run.stdout is not None
+        for line in run.stdout:
+            if line.startswith("1 "):
+                break
+        for name in ("press", "edge-1"):
+            (agent,) = [each for each in agents_of(output) if f"--id={name}" in each.cmdline()]
+            agent.kill()
+        told = run.stdout.read()
+        assert run.wait(120) == 0
+    assert "press was ended by SIGKILL; it is started again" in told
+    report = json.loads((output / "report.json").read_text())
+    assert report["ledger"] == {"expected": 48, "applied": 48, "lost": 0, "duplicated": 0}
+    weights = "adapter/adapter_model.safetensors"
+    assert (output / weights).read_bytes() == (tmp_path / "quiet" / weights).read_bytes()
