@@ -1,6 +1,5 @@
 """``iotsplit cloud``: the agent that decides rounds and holds the adapter versions."""
 
-import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,12 +9,11 @@ from typing import Any
 import msgspec
 import torch
 
-from iotsplit import __version__
 from iotsplit.options import AgentOptions, parse
 from iotsplit.plan import PartPlan, Tier, cut_model
 from iotsplit.runtime import serve
 from iotsplit.runtime.clock import RoundClock
-from iotsplit.runtime.runner import Runner, due_command, with_incarnation
+from iotsplit.runtime.runner import Runner, due_command, new_birth
 from iotsplit.settings import FleetSettings, TrainingSettings
 from iotsplit.states import Birth
 from iotsplit.tensors import adapters
@@ -63,17 +61,11 @@ def main(words: Sequence[str]) -> int:
     peft = adapters.peft_config(directory, options.training, base=options.model)
     store = Store(options.output, agent=agent, settings=options.training, peft=peft)
     saved = store.load()
-    birth = with_incarnation(
-        Birth(
-            agent=agent,
-            role=Tier.CLOUD,
-            online=True,
-            incarnation=0,
-            version=__version__,
-            pid=os.getpid(),
-            model=info.fingerprint,
-            threads=options.threads,
-        )
+    birth = new_birth(
+        agent,
+        Tier.CLOUD,
+        model=info.fingerprint,
+        threads=options.threads,
     )
     role = make_role(birth, directory, info, options=options, peft=peft, saved=saved)
     clock: RoundClock | None = None

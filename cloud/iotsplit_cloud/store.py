@@ -33,7 +33,6 @@ from iotsplit_cloud.report import Report
 from iotsplit_cloud.versions import KEPT_VERSIONS, Version
 
 KEPT_CHECKPOINTS = 2
-FIX = "free space there or choose another --output"
 
 log = structlog.get_logger()
 
@@ -94,11 +93,11 @@ class Store:
         self._started = clock.now()
         self._earlier_s = 0.0
         self._lines: dict[str, IO[bytes]] = {}
-        with writing(output, fix=FIX):
+        with writing(output):
             (self._state / "versions").mkdir(parents=True, exist_ok=True)
             (self._state / "round").mkdir(exist_ok=True)
         self._database = Database(self._state / "state.db")
-        with writing(output, fix=FIX):
+        with writing(output):
             for name in ("metrics", "events"):
                 self._lines[name] = _continued(output / f"{name}.jsonl")
 
@@ -132,7 +131,7 @@ class Store:
         Raises:
             RunFailedError: the disk is full or cannot be written.
         """
-        with writing(self._output, fix=FIX):
+        with writing(self._output):
             match kept:
                 case Metrics():
                     self._line("metrics", kept)
@@ -151,7 +150,7 @@ class Store:
 
     def close(self, state: str, reason: str = "") -> None:
         """Write how the run ended."""
-        with contextlib.suppress(RunFailedError), writing(self._output, fix=FIX):
+        with contextlib.suppress(RunFailedError), writing(self._output):
             if self._report is not None:
                 self._report.state, self._report.reason = state, reason
                 self._write_report(self._report, final=True)

@@ -1,7 +1,6 @@
 """``iotsplit device``: the agent beside the data."""
 
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,16 +8,14 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from iotsplit import __version__
 from iotsplit.datasets import partition
 from iotsplit.datasets.records import Record, read
 from iotsplit.errors import UsageError
 from iotsplit.options import AgentOptions, parse
 from iotsplit.plan import Tier, cut_model
 from iotsplit.runtime import serve
-from iotsplit.runtime.runner import with_incarnation
+from iotsplit.runtime.runner import new_birth
 from iotsplit.settings import TrainingSettings
-from iotsplit.states import Birth
 from iotsplit.tensors import adapters
 from iotsplit.tensors.models import ModelInfo, describe, resolve
 from iotsplit.tensors.parts import load_part
@@ -61,18 +58,12 @@ def main(words: Sequence[str]) -> int:
     directory = resolve(options.model, serve.cache_directory())
     info = describe(directory)
     records = _records(options, agent)
-    birth = with_incarnation(
-        Birth(
-            agent=agent,
-            role=Tier.DEVICE,
-            online=True,
-            incarnation=0,
-            version=__version__,
-            pid=os.getpid(),
-            model=info.fingerprint,
-            part="all" if info.part is None else str(info.part),
-            threads=options.threads,
-        )
+    birth = new_birth(
+        agent,
+        Tier.DEVICE,
+        model=info.fingerprint,
+        part="all" if info.part is None else str(info.part),
+        threads=options.threads,
     )
     corpus = Corpus(records=records, tokenizer=load_tokenizer(directory), eval_limit=options.eval_limit)
     loader = make_loader(directory, info, corpus, device=agent)

@@ -1,18 +1,15 @@
 """``iotsplit edge``: the agent between devices and cloud."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
-from iotsplit import __version__
 from iotsplit.options import AgentOptions, parse
 from iotsplit.plan import PartPlan, Tier, cut_model
 from iotsplit.runtime import serve
-from iotsplit.runtime.runner import with_incarnation
+from iotsplit.runtime.runner import new_birth
 from iotsplit.settings import TrainingSettings
-from iotsplit.states import Birth
 from iotsplit.tensors import adapters
 from iotsplit.tensors.models import ModelInfo, describe, resolve
 from iotsplit.tensors.parts import Part, load_part
@@ -33,18 +30,12 @@ def main(words: Sequence[str]) -> int:
     torch.set_num_threads(options.threads)
     directory = resolve(options.model, serve.cache_directory())
     info = describe(directory)
-    birth = with_incarnation(
-        Birth(
-            agent=check_agent_id(options.id or "edge"),
-            role=Tier.EDGE,
-            online=True,
-            incarnation=0,
-            version=__version__,
-            pid=os.getpid(),
-            model=info.fingerprint,
-            part="all" if info.part is None else str(info.part),
-            threads=options.threads,
-        )
+    birth = new_birth(
+        check_agent_id(options.id or "edge"),
+        Tier.EDGE,
+        model=info.fingerprint,
+        part="all" if info.part is None else str(info.part),
+        threads=options.threads,
     )
     return serve.serve(
         EdgeRole(birth=birth, load=make_loader(directory, info), chunk_bytes=options.chunk_bytes), options

@@ -11,8 +11,9 @@ from iotsplit.errors import RunFailedError, UsageError
 from iotsplit.flags import suggest
 from iotsplit.fleet import peft_files
 from iotsplit.fleet.client import connect
-from iotsplit.fleet.output import refuse_file, writing
+from iotsplit.fleet.output import refuse_file
 from iotsplit.options import BrokerOptions, CommonOptions, parse
+from iotsplit.runtime.files import writing
 from iotsplit.states import AdapterHead
 
 USAGE = """\

@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 
 from iotsplit.datasets.records import Record, write_jsonl
-from iotsplit.errors import RunFailedError, UsageError
+from iotsplit.errors import UsageError
+from iotsplit.runtime.files import replace, writing
 
 MARKER = "run.json"
 LOCK = "run.lock"
@@ -132,9 +133,7 @@ class Output:
 
     def write_report(self, report: Mapping[str, Any]) -> None:
         """Replace the report as a whole."""
-        draft = self.root / ".report.json.new"
-        draft.write_text(json.dumps(report, indent=2) + "\n")
-        draft.replace(self.root / "report.json")
+        replace(self.root / "report.json", json.dumps(report, indent=2).encode() + b"\n")
 
 
 def refuse_file(output: Path) -> None:
@@ -145,24 +144,6 @@ def refuse_file(output: Path) -> None:
     """
     if output.is_file():
         raise UsageError(f"{output} is a file", fix="name a directory with --output")
-
-
-@contextlib.contextmanager
-def writing(place: Path) -> Iterator[None]:
-    """Turn errors of the disk into one clear line.
-
-    Raises:
-        RunFailedError: something could not be written.
-    """
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            raise
-        raise RunFailedError(
-            f"cannot write {error.filename or place}: {error.strerror or error}",
-            fix="free space there or choose another --output",
-        ) from None
 
 
 def to_toml(*settings: Any) -> str:

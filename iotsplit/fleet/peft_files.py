@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from iotsplit.errors import MalformedMessageError
+from iotsplit.runtime.files import replace
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -43,8 +44,8 @@ def merge(bodies: Iterable[bytes]) -> bytes:
 def write(directory: Path, sections: Iterable[bytes], config: Mapping[str, Any]) -> None:
     """Write an adapter directory for ``PeftModel.from_pretrained``; each file is replaced as a whole."""
     directory.mkdir(parents=True, exist_ok=True)
-    _replace(directory / CONFIG, json.dumps(config, indent=2, sort_keys=True).encode() + b"\n")
-    _replace(directory / WEIGHTS, merge(sections))
+    replace(directory / CONFIG, json.dumps(config, indent=2, sort_keys=True).encode() + b"\n")
+    replace(directory / WEIGHTS, merge(sections))
 
 
 class _Entry(msgspec.Struct):
@@ -69,9 +70,3 @@ def _read(body: bytes) -> tuple[dict[str, _Entry], bytes]:
         if not 0 <= begin <= stop <= len(data):
             raise MalformedMessageError(f"tensor {name} of an adapter section lies outside its data")
     return entries, data
-
-
-def _replace(file: Path, content: bytes) -> None:
-    draft = file.with_name(f".{file.name}.new")
-    draft.write_bytes(content)
-    draft.replace(file)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iotsplit.fleet.output import refuse_file, writing
+from iotsplit.fleet.output import refuse_file
 from iotsplit.options import CommonOptions, parse
 from iotsplit.plan import Labels, cut_model
+from iotsplit.runtime.files import writing
 
 EXAMPLES = (
     "iotsplit split --model smollm2 --cut 4,15 --output parts",

@@ -38,8 +38,11 @@ def read_checked(file: Path, digest: str) -> bytes | None:
     return None
 
 
+FREE_OUTPUT = "free space there or choose another --output"
+
+
 @contextlib.contextmanager
-def writing(place: Path, *, fix: str) -> Iterator[None]:
+def writing(place: Path, *, fix: str = FREE_OUTPUT) -> Iterator[None]:
     """Turn errors of the disk into one clear line.
 
     Raises:
@@ -47,6 +50,8 @@ def writing(place: Path, *, fix: str) -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:
+        raise  # who reads our output is gone: that is no matter of the disk
     except OSError as error:
         raise RunFailedError(
             f"cannot write {error.filename or place}: {error.strerror or error}", fix=fix

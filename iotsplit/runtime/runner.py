@@ -1,6 +1,7 @@
 """Runs one role for real: one loop for link, clock and disk, one worker thread for the role's work."""
 
 import contextlib
+import os
 import queue
 import resource
 import sys
@@ -10,13 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import structlog
 
+from iotsplit import __version__
 from iotsplit.agent import Agent
 from iotsplit.errors import RefusedError, UsageError
 from iotsplit.messages import Message
 from iotsplit.packet import Packet
+from iotsplit.plan import Tier
 from iotsplit.role import Output
 from iotsplit.runtime import clock
 from iotsplit.runtime.link import Link, LinkChange
@@ -258,9 +260,19 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def with_incarnation(birth: Birth) -> Birth:
-    """The birth of this start: later than any before it on this machine."""
-    return msgspec.structs.replace(birth, incarnation=clock.wall_ns() // 1_000_000)
+def new_birth(agent: str, role: Tier, *, model: str, part: str = "all", threads: int) -> Birth:
+    """The birth of this start of an agent: later than any before it on this machine."""
+    return Birth(
+        agent=agent,
+        role=role,
+        online=True,
+        incarnation=clock.wall_ns() // 1_000_000,
+        version=__version__,
+        pid=os.getpid(),
+        model=model,
+        part=part,
+        threads=threads,
+    )
 
 
 def due_command() -> Command:
