@@ -112,6 +112,11 @@ class CrashFleet(WeatherFleet):
 
         return sink
 
+    def close(self) -> None:
+        """Close the cloud's files."""
+        if "cloud" in self.agents:
+            self._store.close("done")
+
     # --- what befalls them
 
     def kill(self, name: str) -> None:

@@ -1,5 +1,6 @@
 """Whatever dies, whenever: nothing is lost or applied twice, and the adapter is the same to the bit."""
 
+import contextlib
 import functools
 import os
 import shutil
@@ -56,7 +57,8 @@ def run(model: Path, seed: int, disks: Path) -> CrashFleet:
         return cloud is not None and cloud.role.finished
 
     try:
-        fleet.run(until=over, limit=LIMIT)
+        with contextlib.closing(fleet):
+            fleet.run(until=over, limit=LIMIT)
     except AssertionError as error:
         raise AssertionError(f"seed {seed} does not end: {error}\n{schedule}") from None
     steps = s.rounds * s.local_steps * 2
