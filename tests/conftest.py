@@ -1,0 +1,7 @@
+"""What all tests need of this process."""
+
+import signal
+
+# A shell starts what runs in the background with Ctrl-C switched off, and children inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
