@@ -1,0 +1,67 @@
+"""The simulator finds bugs: seeded ones, in schedules that are known to bring them out."""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from iotsplit.messages import Frame
+from iotsplit.session import Backup
+from iotsplit_cloud.sessions import CloudSession
+from iotsplit_cloud.training import TrainingRound
+from tests.flows import test_crashes
+from tests.flows.test_crashes import in_calm, run, wanted
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick")]
+
+Patch = pytest.MonkeyPatch
+
+
+def trimmed_too_early(patch: Patch) -> None:
+    """Senders forget what is before the newest checkpoint, not before the last but one."""
+    patch.setattr(Backup, "floor", Backup.newest)
+
+
+def applied_again(patch: Patch) -> None:
+    """The cloud takes an activation of the step at hand as often as it comes."""
+    once = TrainingRound._is_wanted
+
+    def always(self: TrainingRound, session: CloudSession, frame: Frame) -> bool:
+        again = frame.identity.kind == "activation" and frame.step == self.step
+        return once(self, session, frame) or (again and frame.micro_batch < self._settings.micro_batches)
+
+    def any_frame(self: TrainingRound, session: CloudSession) -> Frame | None:
+        held = self._held[session.assignment.device]
+        return next((frame for frame in held if frame.step == self.step), None)
+
+    patch.setattr(TrainingRound, "_is_wanted", always)
+    patch.setattr(TrainingRound, "_next_frame", any_frame)
+
+
+def fails(model: Path, seed: int) -> bool:
+    disks = Path(tempfile.mkdtemp())
+    try:
+        run(model, seed, disks)
+    except Exception:  # noqa: BLE001 - a bug shows in whatever way it does
+        return True
+    finally:
+        shutil.rmtree(disks)
+    return False
+
+
+SEEDS: dict[Callable[[Patch], None], tuple[int, ...]] = {
+    trimmed_too_early: (15, 52),
+    applied_again: (0, 3),
+}
+
+
+@pytest.mark.parametrize("bug", SEEDS, ids=lambda bug: bug.__name__)
+def test_a_seeded_bug_is_found(model: Path, bug: Callable[[Patch], None], monkeypatch: Patch) -> None:
+    monkeypatch.setattr(test_crashes, "LIMIT", 15_000)
+    for seed in SEEDS[bug]:
+        in_calm(model, wanted(seed))
+        assert not fails(model, seed)
+    bug(monkeypatch)
+    assert any(fails(model, seed) for seed in SEEDS[bug])
