@@ -1,6 +1,7 @@
 """Shows how a run goes, from what the cloud writes: live on a terminal, a plain line a round elsewhere."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,14 +23,20 @@ HEADINGS = ("round", "devices", "train loss", "eval loss", "exact", "device→ed
 WIDTHS = (7, 9, 12, 11, 8, 13, 12, 7)
 # Events that a person wants to read when they happen.
 TOLD = {
-    "agent_lost": "{agent} is gone: {detail}",
-    "agent_back": "{agent} is back",
+    "device_lost": "{agent} is gone: {detail}",
+    "edge_lost": "{agent} is gone: {detail}",
+    "device_back": "{agent} is back",
+    "edge_back": "{agent} is back",
+    "device_restarted": "{agent} has started again",
+    "edge_restarted": "{agent} has started again",
+    "round_again": "once more from its start, {detail}",
     "agent_refused": "{agent} is refused: {detail}",
     "session_dropped": "{agent} is dropped from this round: {detail}",
     "fleet_waiting": "waiting: {detail}",
     "cloud_resumed": "going on {detail}",
     "rolled_back": "rolled back {detail}",
 }
+MOVED = "{agent} goes on at {to} after {seconds} s, {steps_replayed} steps repeated"
 
 
 class Tail:
@@ -83,6 +90,9 @@ class Table:
                 return self._evaluated(_json(event.detail))
             case "round_finished":
                 return self._finished(_json(event.detail))
+            case "session_moved":
+                told = defaultdict(lambda: "?", agent=event.agent) | _json(event.detail)
+                return [MOVED.format_map(told)]
             case kind if kind in TOLD:
                 return [TOLD[kind].format(agent=event.agent, detail=event.detail or "no reason given")]
         return []
@@ -176,7 +186,7 @@ class Progress:
             if event.kind == "round_started":
                 self.training = True
                 self._steps, self._tokens, self._started = {}, 0, clock.now()
-            elif self._status is not None and event.kind in {"round_finished", "agent_joined"}:
+            elif self._status is not None and event.kind in {"round_finished", "device_joined", "edge_joined"}:
                 self._status.update(f"{event.kind.replace('_', ' ')}: {event.agent}")
         news = [each for each in self._metrics.messages(Metrics) if each.role is Tier.DEVICE]
         for metrics in news:

@@ -76,10 +76,17 @@ def test_a_round_whose_evaluation_never_came_is_shown_in_the_end() -> None:
 
 
 def test_who_is_lost_is_told() -> None:
-    assert table().take(Event(kind="agent_lost", agent="press", detail="silent")) == ["press is gone: silent"]
+    for kind in ("device_lost", "edge_lost"):
+        assert table().take(Event(kind=kind, agent="press", detail="silent")) == ["press is gone: silent"]
 
 
-@pytest.mark.parametrize("kind", ["agent_joined", "round_started", "unheard_of"])
+def test_a_session_that_has_moved_is_told_with_what_it_cost() -> None:
+    detail = '{"from":"edge-1","to":"edge-2","epoch":5,"steps_replayed":2,"seconds":3.1}'
+    told = table().take(Event(kind="session_moved", agent="press", detail=detail))
+    assert told == ["press goes on at edge-2 after 3.1 s, 2 steps repeated"]
+
+
+@pytest.mark.parametrize("kind", ["device_joined", "round_started", "unheard_of"])
 def test_other_events_stay_quiet(kind: str) -> None:
     assert table().take(Event(kind=kind, agent="press")) == []
 
