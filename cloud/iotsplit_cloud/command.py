@@ -61,12 +61,7 @@ def main(words: Sequence[str]) -> int:
     peft = adapters.peft_config(directory, options.training, base=options.model)
     store = Store(options.output, agent=agent, settings=options.training, peft=peft)
     saved = store.load()
-    birth = new_birth(
-        agent,
-        Tier.CLOUD,
-        model=info.fingerprint,
-        threads=options.threads,
-    )
+    birth = new_birth(agent, Tier.CLOUD, model=info.fingerprint, threads=options.threads)
     role = make_role(birth, directory, info, options=options, peft=peft, saved=saved)
     clock: RoundClock | None = None
 

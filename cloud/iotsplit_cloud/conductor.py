@@ -96,6 +96,7 @@ class Conductor:
         self._gathered = self._evaluated = True
         self._desk.adopt(state.assignments)
         self._round_start = self._p.tail.optimizer_state()
+        self._p.chronicle.round_started(now)  # what came before is not known
         training = self._new_round(dict(state.assignments), now)
         training.dropped.update(state.dropped)
         self.activity = training

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
+from iotsplit.errors import PeerError
 from iotsplit.messages import Frame, Message
 from iotsplit.plan import Tier
 from iotsplit.retained import Shelf
-from iotsplit.role import Output
+from iotsplit.role import Output, Refused
 from iotsplit.states import (
+    MAX_AGENTS,
     AdapterHead,
     AdapterLatest,
     Birth,
@@ -63,6 +65,7 @@ class CloudRole:
         self._interrupted, self._saved = interrupted, saved
         self._shelf = Shelf()
         self._is_open = False
+        self._early: list[Message] = []  # what is retained can come before the first tick
         self._looked_at = float("-inf")
 
     @property
@@ -82,7 +85,14 @@ class CloudRole:
         return self.phase is Phase.DONE and self._p.fleet.once
 
     def handle(self, message: Message, now: float) -> list[Output]:
-        """Take what agents, persons and the round clock say."""
+        """Take what agents, persons and the round clock say; what comes before the first tick waits for it."""
+        if self._is_open:
+            return self._take(message, now)
+        if len(self._early) < MAX_AGENTS:
+            self._early.append(message)
+        return []
+
+    def _take(self, message: Message, now: float) -> list[Output]:
         match message:
             case Frame():
                 return self._conductor.frame(message, now)
@@ -129,6 +139,12 @@ class CloudRole:
         said += [*self._p.chronicle.resumed(self.agent), *self._conductor.enter()]
         if self._interrupted is not None:
             said += self._conductor.take_up(self._interrupted, self._saved, now)
+        early, self._early = self._early, []
+        for message in early:
+            try:
+                said += self._take(message, now)
+            except PeerError as error:
+                said.append(Refused(message=message, error=error))
         return said
 
     def _birth(self, birth: Birth, now: float) -> list[Output]:

@@ -71,6 +71,18 @@ def run(model: Path, seed: int, disks: Path) -> CrashFleet:
     return fleet
 
 
+def test_a_round_that_is_taken_up_again_counts_its_time_from_there(model: Path, tmp_path: Path) -> None:
+    fleet = CrashFleet(model, settings(rounds=1, local_steps=5), disks=tmp_path, schedule="every 1h")
+    with contextlib.closing(fleet):
+        fleet.run(until=lambda _: fleet.now > 5000)
+        fleet.due()
+        fleet.run(until=lambda _: any(row.round == 1 and row.step == 2 for row in fleet.metrics))
+        fleet.kill("cloud")
+        fleet.start("cloud")
+        fleet.run()
+    assert fleet.report.rounds[0]["wall_s"] < 1000
+
+
 @pytest.mark.parametrize("first", range(FIRST, FIRST + SCHEDULES, CHUNK))
 def test_any_crash_ends_in_the_same_adapter(model: Path, first: int) -> None:
     for seed in range(first, min(first + CHUNK, FIRST + SCHEDULES)):
