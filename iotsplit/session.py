@@ -136,10 +136,6 @@ class Backup:
         self._turns[frame.tier] = resume.turn
         return True
 
-    def steps_for(self, to: Tier) -> int:
-        """Number of steps of which something is kept for a tier."""
-        return len({i.step for i, frame in self._frames.items() if frame.to_tier is to})
-
     def _readdressed(self, frame: Frame) -> Frame:
         return msgspec.structs.replace(
             frame,
