@@ -204,6 +204,10 @@ class Awaited:
             patience_s = SLOWEST_TIMES * self._slowest_s
             self._patience_s = min(max(LEAST_PATIENCE_S, patience_s), MAX_PATIENCE_S)
 
+    def forget_from(self, step: int) -> None:
+        """Stop waiting for what belongs to that step or a later one."""
+        self._waiting = {i: waiting for i, waiting in self._waiting.items() if i.step < step}
+
     def is_hopeless(self, identity: Identity) -> bool:
         """Whether a frame that was refused has been asked for often enough."""
         waiting = self._waiting.get(identity)

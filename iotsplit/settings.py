@@ -31,6 +31,7 @@ class Stragglers(StrEnum):
 
     WAIT = "wait"
     DROP = "drop"
+    CARRY = "carry"
 
 
 class Optimizer(StrEnum):
@@ -126,7 +127,8 @@ class FleetSettings:
         schedule: When rounds start: `now`, `every 30m`, or a cron line such as `cron 0 22 * * *`.
         window: Times of day in which rounds may start, such as `22:00-06:00`.
         step_timeout: Seconds after which a session that brings nothing holds up the others too long.
-        stragglers: Then the others go on without it for this round, or wait for as long as it takes.
+        stragglers: Then the others wait for as long as it takes, or go on without it in this round; with
+            `carry` the steps that it has done count in this round or, if it comes too late, in the next.
         wait_timeout: Seconds to wait for the fleet before giving up; 0 waits for ever.
         once: End when the rounds are done, instead of serving the adapter versions on.
     """

@@ -77,6 +77,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
         incarnation: of the edge: one that has started anew since has lost the session.
         checkpoint: the session goes on at another edge, from a checkpoint of this step or a later one;
             absent when it begins.
+        ends_at: the session ends after so many steps: it was too late, and is carried into the next round.
         problem: why the device is refused, for people.
     """
 
@@ -91,8 +92,15 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     adapter: str = ""
     incarnation: int = 0
     checkpoint: int | None = None
+    ends_at: Positive | None = None
     settings: TrainingSettings | None = None
     problem: str = ""
+
+    @property
+    def steps(self) -> int:
+        """Steps of the session, when it is one of training."""
+        local_steps = self.settings.local_steps if self.settings is not None else 0
+        return local_steps if self.ends_at is None else min(self.ends_at, local_steps)
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True):

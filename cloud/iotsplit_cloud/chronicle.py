@@ -1,6 +1,6 @@
 """What the cloud remembers of a run for its report: counted as it happens. No I/O."""
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -85,9 +85,15 @@ class Chronicle:
         self._round_at = now
 
     def round_finished(
-        self, training: TrainingRound, *, round_: int, version: int, now: float
+        self,
+        training: TrainingRound,
+        *,
+        round_: int,
+        version: int,
+        late: Mapping[str, Mapping[Tier, Update]],
+        now: float,
     ) -> dict[str, Any]:
-        """Enter a round."""
+        """Enter a round; `late` are the updates of sessions that had left their round and came after all."""
         wall_s = now - self._round_at
         sessions = session_rows(training)
         names = [row["session"] for row in sessions]
@@ -98,6 +104,7 @@ class Chronicle:
             "sessions": sessions,
             "bytes": bytes_row(self._last, names, up=self._up, down=self._down),
             "dropped": [{"device": device, "reason": reason} for device, reason in training.dropped.items()],
+            "late": [{"device": device, "tokens": both[Tier.DEVICE].tokens} for device, both in late.items()],
         }
         self._report.rounds.append(row)
         self._training_s += wall_s

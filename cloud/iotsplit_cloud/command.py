@@ -133,9 +133,7 @@ def make_role(
         birth=birth,
         parts=parts,
         run=run,
-        last_round=saved.round if saved else 0,
-        interrupted=saved.interrupted if saved else None,
-        saved=saved.checkpoints if saved else (),
+        earlier=saved.earlier if saved else None,
     )
 
 

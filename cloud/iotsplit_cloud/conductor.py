@@ -1,6 +1,6 @@
 """What begins in the cloud, and what comes after it: evaluations and rounds, one at a time. No I/O."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -18,10 +18,11 @@ from iotsplit.states import (
     Round,
 )
 from iotsplit_cloud import chronicle
+from iotsplit_cloud.carried import Carried
 from iotsplit_cloud.chronicle import Chronicle
 from iotsplit_cloud.desk import AGAIN, Desk
 from iotsplit_cloud.evaluation import EvaluationRound
-from iotsplit_cloud.journal import RoundCheckpoint, RoundState
+from iotsplit_cloud.journal import CarriedSession, RoundCheckpoint, RoundState
 from iotsplit_cloud.members import Members
 from iotsplit_cloud.records import Milestone
 from iotsplit_cloud.tail import Tail
@@ -78,7 +79,8 @@ class Conductor:
         self._birth = birth
         self._p = parts
         self._desk = desk
-        self._watch = Watch(parts.members, parts.fleet, desk)
+        self._carried = Carried(parts.settings, parts.library.check)
+        self._watch = Watch(parts.members, parts.fleet, desk, self._carried)
         self._turns = Turns(lambda: birth().incarnation)
         self._attempt = 0
         self._round_start = b""  # the optimizer's state when the round began
@@ -89,6 +91,11 @@ class Conductor:
     @property
     def _agent(self) -> str:
         return self._birth().agent
+
+    def take_up_carried(self, carried: Mapping[str, CarriedSession], now: float) -> list[Output]:
+        """Go on waiting for sessions that were too late for their round before this start."""
+        self._desk.adopt({device: each.assignment for device, each in carried.items()})
+        return self._carried.take_up(carried, now)
 
     def take_up(self, state: RoundState, saved: Sequence[RoundCheckpoint], now: float) -> list[Output]:
         """Go on with the round that an earlier start was in: with its decisions, from its checkpoints."""
@@ -119,6 +126,7 @@ class Conductor:
             attempt=self._attempt,
             assignments={device: session.assignment for device, session in training.sessions.items()},
             dropped=dict(training.dropped),
+            carried=self._carried.record(),
         )
         if state == self._written:
             return said
@@ -130,10 +138,12 @@ class Conductor:
 
     def frame(self, frame: Frame, now: float) -> list[Output]:
         """Take a frame for what is under way."""
-        if self.activity is None:
-            return []
         if isinstance(frame.content, Update):
             self._p.chronicle.count_update(frame)
+        if frame.device in self._carried.sessions:
+            return self._carried.handle(frame, now)
+        if self.activity is None:
+            return []
         session = self.activity.sessions.get(frame.device)
         said = self.activity.handle(frame, now)
         said += arrival(session) if session is not None else []
@@ -141,14 +151,23 @@ class Conductor:
 
     def hurry(self, now: float) -> None:
         """Ask for what is waited for: it may have been lost with a connection."""
-        for session in self.activity.sessions.values() if self.activity else ():
-            session.awaited.hurry(now)
+        for activity in (self._carried, self.activity):
+            for session in activity.sessions.values() if activity else ():
+                session.awaited.hurry(now)
+
+    @property
+    def next_due(self) -> float:
+        """When something that is waited for becomes late."""
+        return min(activity.next_due for activity in (self._carried, self.activity) if activity)
 
     def look(self, now: float) -> list[Output]:
         """Look after what is under way, or begin something."""
+        before = self._carried.record()
+        said = [*self._carried.tick(now), *self._watch.look(self._carried, now)]
         if self.activity is None:
-            return self._journaled(self._begin(now))
-        said = [*self._watch.look(self.activity, now), *self.activity.tick(now)]
+            decided = [] if before == self._carried.record() else [self.milestone()]
+            return self._journaled([*decided, *said, *self._begin(now)])
+        said += [*self._watch.look(self.activity, now), *self.activity.tick(now)]
         return self._journaled([*said, *self._after(now)])
 
     def _begin(self, now: float) -> list[Output]:
@@ -163,6 +182,9 @@ class Conductor:
             self._check_patience(len(devices), len(edges), now)
             return []
         self._gathered = True
+        devices = [device for device in devices if device not in self._carried.sessions]
+        if not devices:
+            return []
         if not self._evaluated:
             return self._evaluate(devices, edges, now)
         return self._train(devices, edges, now) if self.due and not self.paused else []
@@ -224,6 +246,7 @@ class Conductor:
         said: list[Output] = [self._event("round_again", self._agent, f"round {self.round}: {training.stuck}")]
         self._attempt += 1
         training.void()
+        said += self._give_up_carried(self.round + 1, "the round is done again", now)
         self._to_round_start()
         edges = self._p.members.present(Tier.EDGE)
         before = {device: session.assignment.edge for device, session in training.sessions.items()}
@@ -265,10 +288,12 @@ class Conductor:
 
     def _trained(self, training: TrainingRound, now: float) -> list[Output]:
         p = self._p
-        said: list[Output] = []
+        last = self.round >= p.settings.rounds
+        late = self._late() if training.sessions else {}
+        said = self._give_up_carried(self.round + (last or not training.sessions), "too late", now)
         if training.sessions:
             version = p.library.add(
-                training.updates,
+                training.updates | late,
                 cloud=p.tail.adapter(),
                 rule=p.settings.aggregation,
                 round_=self.round,
@@ -277,19 +302,36 @@ class Conductor:
         else:
             self._to_round_start()  # its steps were for nothing
         row = p.chronicle.round_finished(
-            training, round_=self.round, version=p.library.current.version, now=now
+            training, round_=self.round, version=p.library.current.version, late=late, now=now
         )
         said.append(self._event("round_finished", self._agent, chronicle.in_short(row)))
-        last = self.round >= p.settings.rounds
         self._evaluated = not (last or p.settings.evaluate == "rounds")
         said += self.enter(Phase.WAITING)
         return [*said, self.milestone(), *self._begin(now)]
+
+    def _late(self) -> dict[str, dict[Tier, Update]]:
+        """Updates of carried sessions that are there: their changes, made to the current version."""
+        updates: dict[str, dict[Tier, Update]] = {}
+        for device, late in self._carried.arrived().items():
+            since = late.assignment.version
+            rebased = {
+                tier: self._p.library.rebased(tier, each, since=since) for tier, each in late.updates.items()
+            }
+            if all(rebased.values()):
+                updates[device] = {tier: each for tier, each in rebased.items() if each is not None}
+        return updates
+
+    def _give_up_carried(self, before_round: int, reason: str, now: float) -> list[Output]:
+        said: list[Output] = []
+        for device in self._carried.of_rounds_before(before_round):
+            said += self._watch.drop(self._carried, device, reason, now)
+        return said
 
     # --- what is said
 
     def _hand_out(self, assignments: dict[str, Assignment]) -> list[Assignment]:
         self._p.chronicle.count_fetches(assignments.values(), self._p.library.current)
-        return self._desk.hand_out(assignments)
+        return self._desk.hand_out(assignments, spared=self._carried.sessions)
 
     def enter(self, phase: Phase = Phase.WAITING) -> list[Output]:
         """Go over into a phase, and say so."""
@@ -318,5 +360,6 @@ class Conductor:
             round=self.round,
             version=self._p.library.current.version,
             optimizer=self._p.tail.optimizer_state(),
+            carried=self._carried.record(),
             final=done,
         )

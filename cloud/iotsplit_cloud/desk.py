@@ -1,6 +1,6 @@
 """What every agent is told to do now: its newest assignment, and the epoch that outranks the last. Pure."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 
 import msgspec
 
@@ -71,13 +71,16 @@ class Desk:
             for device, edge in pairs.items()
         }
 
-    def move(self, assignment: Assignment, edge: str, *, checkpoint: int) -> Assignment:
-        """The same session at another edge, or at the same one after its restart.
+    def move(
+        self, assignment: Assignment, edge: str, *, checkpoint: int, ends_at: int | None = None
+    ) -> Assignment:
+        """The same session at another edge, or at the same one after its restart or for an early end.
 
         Args:
             assignment: as it was.
             edge: that takes over.
-            checkpoint: newest step of which the lost edge is known to have saved its state.
+            checkpoint: newest step of which the edge is known to have saved its state.
+            ends_at: after how many steps the session ends, if that is earlier than it was to be.
         """
         moved = msgspec.structs.replace(
             assignment,
@@ -85,6 +88,7 @@ class Desk:
             edge=edge,
             incarnation=self._members.incarnation(edge),
             checkpoint=checkpoint,
+            ends_at=ends_at or assignment.ends_at,
         )
         self._assigned[assignment.device] = moved
         return moved
@@ -97,9 +101,16 @@ class Desk:
         """Everybody's newest assignment."""
         return list(self._assigned.values())
 
-    def hand_out(self, assignments: Mapping[str, Assignment]) -> list[Assignment]:
-        """What is to be said: rest for those who are busy with something else, then the new assignments."""
-        busy = [device for device, held in self._assigned.items() if held.task != "idle"]
+    def hand_out(self, assignments: Mapping[str, Assignment], *, spared: Container[str]) -> list[Assignment]:
+        """What is to be said: rest for those who are busy with something else, then the new assignments.
+
+        Args:
+            assignments: by device.
+            spared: devices that go on with what they do.
+        """
+        busy = [
+            device for device, held in self._assigned.items() if held.task != "idle" and device not in spared
+        ]
         idle = [self.rest(device) for device in busy if device not in assignments]
         self._assigned.update(assignments)
         return [*idle, *assignments.values()]

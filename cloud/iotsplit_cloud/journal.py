@@ -1,10 +1,22 @@
 """What the cloud writes down of the round at hand: its decisions, and its state at checkpoints."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from iotsplit.role import Local
 from iotsplit.states import Assignment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CarriedSession:
+    """What is written down of a session that was carried.
+
+    Args:
+        tokens: loss tokens that it has trained on.
+    """
+
+    assignment: Assignment
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,12 +27,14 @@ class RoundState(Local):
         attempt: grows when the round is done again from its start.
         assignments: of its sessions as they are now, by device.
         dropped: reasons by device.
+        carried: sessions that have left this round or the one before and may still count, by device.
     """
 
     round: int
     attempt: int
     assignments: Mapping[str, Assignment]
     dropped: Mapping[str, str]
+    carried: Mapping[str, CarriedSession]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,3 +66,20 @@ class RoundCheckpoint(Local):
     regular: bool
     sessions: Mapping[str, SessionRecord]
     body: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Earlier:
+    """Where an earlier start of the cloud stood.
+
+    Args:
+        round: the last round that was finished.
+        interrupted: the round that was under way.
+        checkpoints: of that round.
+        carried: sessions that were too late for their round and may still count, by device.
+    """
+
+    round: int = 0
+    interrupted: RoundState | None = None
+    checkpoints: Sequence[RoundCheckpoint] = ()
+    carried: Mapping[str, CarriedSession] = field(default_factory=dict)

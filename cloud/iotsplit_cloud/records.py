@@ -1,9 +1,11 @@
 """What the cloud keeps on its own disk: said by the role, written by the store."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from iotsplit.role import Local
 from iotsplit.states import Metrics
+from iotsplit_cloud.journal import CarriedSession
 from iotsplit_cloud.report import Report
 
 
@@ -22,4 +24,5 @@ class Milestone(Local):
     round: int
     version: int
     optimizer: bytes
+    carried: Mapping[str, CarriedSession]
     final: bool = False

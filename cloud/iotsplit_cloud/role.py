@@ -1,7 +1,5 @@
 """The cloud's role: who is there, what persons ask for, and what the broker has to remember. No I/O."""
 
-from collections.abc import Sequence
-
 from iotsplit.errors import PeerError
 from iotsplit.messages import Frame, Message
 from iotsplit.plan import Tier
@@ -19,7 +17,7 @@ from iotsplit.states import (
 )
 from iotsplit_cloud.conductor import Conductor, Parts, Phase
 from iotsplit_cloud.desk import Desk
-from iotsplit_cloud.journal import RoundCheckpoint, RoundState
+from iotsplit_cloud.journal import Earlier
 from iotsplit_cloud.records import Heard
 
 LOOK_AROUND_S = 1.0
@@ -32,9 +30,7 @@ class CloudRole:
         birth: what the cloud says of itself.
         parts: settings and the pieces that do the work.
         run: a word that is new with each start, so that sessions of two starts are never the same.
-        last_round: the last round that was finished before this start.
-        interrupted: the round that was under way when an earlier start ended.
-        saved: checkpoints of that round.
+        earlier: where an earlier start stood.
     """
 
     tier = Tier.CLOUD
@@ -45,9 +41,7 @@ class CloudRole:
         birth: Birth,
         parts: Parts,
         run: str,
-        last_round: int = 0,
-        interrupted: RoundState | None = None,
-        saved: Sequence[RoundCheckpoint] = (),
+        earlier: Earlier | None = None,
     ) -> None:
         self.agent = birth.agent
         self.birth = birth
@@ -59,10 +53,10 @@ class CloudRole:
             settings=parts.settings,
             members=parts.members,
         )
+        self._earlier = earlier or Earlier()
         self._conductor = Conductor(
-            birth=lambda: self.birth, parts=parts, desk=self._desk, last_round=last_round
+            birth=lambda: self.birth, parts=parts, desk=self._desk, last_round=self._earlier.round
         )
-        self._interrupted, self._saved = interrupted, saved
         self._shelf = Shelf()
         self._is_open = False
         self._early: list[Message] = []  # what is retained can come before the first tick
@@ -120,9 +114,7 @@ class CloudRole:
         """Every second, and when something is late."""
         if not self._is_open:
             return now
-        activity = self._conductor.activity
-        late = activity.next_due if activity else float("inf")
-        return min(late, self._looked_at + LOOK_AROUND_S, self._shelf.next_due)
+        return min(self._conductor.next_due, self._looked_at + LOOK_AROUND_S, self._shelf.next_due)
 
     def reconnected(self, now: float) -> list[Output]:
         """Say again what is retained and small, look for the adapter version, ask for what is waited for."""
@@ -137,8 +129,9 @@ class CloudRole:
         self._p.members.opened_at = now
         said: list[Output] = [self._p.library.current, *self._p.library.publish()]
         said += [*self._p.chronicle.resumed(self.agent), *self._conductor.enter()]
-        if self._interrupted is not None:
-            said += self._conductor.take_up(self._interrupted, self._saved, now)
+        said += self._conductor.take_up_carried(self._earlier.carried, now)
+        if self._earlier.interrupted is not None:
+            said += self._conductor.take_up(self._earlier.interrupted, self._earlier.checkpoints, now)
         early, self._early = self._early, []
         for message in early:
             try:

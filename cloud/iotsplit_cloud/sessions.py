@@ -1,7 +1,9 @@
 """One session from the cloud's side: what is waited for, what was answered, what it has brought."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from iotsplit.errors import TensorRefusedError
 from iotsplit.messages import (
     Contents,
     Frame,
@@ -105,6 +107,16 @@ class CloudSession:
         kept = self.backup.again(wanted_by(frame, want))
         return [] if kept is None else [kept]
 
+    def check(self, tier: Tier, update: Update, check: Callable[[Tier, Update], None]) -> None:
+        """Look whether an update is of all that was trained here, and can be averaged.
+
+        Raises:
+            PeerError: it is not.
+        """
+        if update.tokens != self.tokens:
+            raise TensorRefusedError(f"an update for {update.tokens} tokens, not {self.tokens}")
+        check(tier, update)
+
     def resume(self, resume: Resume) -> Frame:
         """Tell the edge where we stand."""
         return self.backup.send(resume, Tier.EDGE)
@@ -117,13 +129,15 @@ class CloudSession:
         ]
 
 
+def new_session(assignment: Assignment, settings: TrainingSettings, now: float) -> CloudSession:
+    """A session in which nothing has come yet."""
+    return CloudSession(backup=Backup(assignment, Tier.CLOUD, every=settings.checkpoint_every), progress_at=now)
+
+
 def new_sessions(
     assignments: dict[str, Assignment], settings: TrainingSettings, now: float
 ) -> dict[str, CloudSession]:
     """Sessions by device, in the order of their names."""
     return {
-        device: CloudSession(
-            backup=Backup(assignment, Tier.CLOUD, every=settings.checkpoint_every), progress_at=now
-        )
-        for device, assignment in sorted(assignments.items())
+        device: new_session(assignment, settings, now) for device, assignment in sorted(assignments.items())
     }

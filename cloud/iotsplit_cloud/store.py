@@ -26,7 +26,7 @@ from iotsplit.settings import TrainingSettings
 from iotsplit.states import Event, Metrics
 from iotsplit.tensors import adapters
 from iotsplit_cloud.database import Database
-from iotsplit_cloud.journal import RoundCheckpoint, RoundState, SessionRecord
+from iotsplit_cloud.journal import CarriedSession, Earlier, RoundCheckpoint, RoundState, SessionRecord
 from iotsplit_cloud.plot import draw
 from iotsplit_cloud.records import Heard, Milestone
 from iotsplit_cloud.report import Report
@@ -42,6 +42,7 @@ class _State(msgspec.Struct, kw_only=True):
     round: int
     version: int
     rounds: dict[int, int]  # round of each kept version
+    carried: dict[str, CarriedSession] = {}
     report: Report
 
 
@@ -58,17 +59,14 @@ class Saved:
     """What a restarted cloud goes on from.
 
     Args:
-        interrupted: the round that was under way.
-        checkpoints: of that round.
+        earlier: where the role goes on.
     """
 
-    round: int
     version: int
     versions: list[Version]
     optimizer: bytes
     report: Report
-    interrupted: RoundState | None
-    checkpoints: list[RoundCheckpoint]
+    earlier: Earlier
 
 
 class Store:
@@ -116,13 +114,16 @@ class Store:
         self._earlier_s = state.report.wall_s
         self._report = state.report
         return Saved(
-            round=state.round,
             version=state.version,
             versions=[self._version(number) for number in sorted(state.rounds)],
             optimizer=self._needed(self._state / f"optimizer-{state.round}.safetensors"),
             report=state.report,
-            interrupted=self._database.fact("round", RoundState),
-            checkpoints=self._checkpoints(),
+            earlier=Earlier(
+                round=state.round,
+                interrupted=self._round,
+                checkpoints=self._checkpoints(),
+                carried=state.carried if self._round is None else self._round.carried,
+            ),
         )
 
     def take(self, kept: Local | Metrics | Event) -> None:
@@ -170,6 +171,7 @@ class Store:
             round=milestone.round,
             version=milestone.version,
             rounds=self._rounds,
+            carried=dict(milestone.carried),
             report=milestone.report,
         )
         self._round = None

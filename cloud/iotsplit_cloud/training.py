@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from iotsplit.errors import MalformedMessageError, PeerError, TensorRefusedError
+from iotsplit.errors import MalformedMessageError, PeerError
 from iotsplit.messages import (
     Activation,
     Frame,
@@ -283,9 +283,7 @@ class TrainingRound:
     def _take(self, session: CloudSession, frame: Frame, now: float) -> list[Output]:
         match frame.content:
             case Update() as update if UPDATE_OF.get(frame.tier) == frame.micro_batch:
-                if update.tokens != session.tokens:
-                    raise TensorRefusedError(f"an update for {update.tokens} tokens, not {session.tokens}")
-                self._check(frame.tier, update)
+                session.check(frame.tier, update, self._check)
                 self.updates[frame.device][frame.tier] = update
                 self._arrived(session, frame, now)
                 return []

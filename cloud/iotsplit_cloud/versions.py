@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import safetensors.torch
 import torch
 
@@ -111,6 +112,21 @@ class Library:
             PeerError: it is not what was agreed.
         """
         adapters.from_bytes(update.tensors, self._shapes[tier])
+
+    def rebased(self, tier: Tier, update: Update, *, since: int) -> Update | None:
+        """What an update of an earlier version would be today: its change, made to the current version.
+
+        Returns:
+            Nothing if that version is not kept any more.
+        """
+        if since == self.current.version:
+            return update
+        base = self._versions.get(since)
+        if base is None:
+            return None
+        before, after = base.section(tier), adapters.from_bytes(update.tensors, self._shapes[tier])
+        today = {name: held + (after[name] - before[name]) for name, held in self.current.section(tier).items()}
+        return msgspec.structs.replace(update, tensors=adapters.to_bytes(today))
 
     def add(
         self,

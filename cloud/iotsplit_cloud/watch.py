@@ -11,14 +11,15 @@ import msgspec
 from iotsplit.plan import Tier
 from iotsplit.role import Output
 from iotsplit.settings import FleetSettings, Stragglers
-from iotsplit.states import Event
+from iotsplit.states import Assignment, Event
+from iotsplit_cloud.carried import Carried
 from iotsplit_cloud.desk import Desk
 from iotsplit_cloud.evaluation import EvaluationRound
 from iotsplit_cloud.members import Members
 from iotsplit_cloud.sessions import CloudSession
 from iotsplit_cloud.training import TrainingRound
 
-Activity = TrainingRound | EvaluationRound
+Activity = TrainingRound | EvaluationRound | Carried
 
 REMIND_S = 20.0
 """A session that brings nothing for so long is told its assignment again: it may have been lost on its way."""
@@ -31,10 +32,11 @@ class Watch:
         members: who is there.
         fleet: how long is waited, and for whom.
         desk: writes the assignments.
+        carried: takes sessions that are too late, if that is the fleet's policy.
     """
 
-    def __init__(self, members: Members, fleet: FleetSettings, desk: Desk) -> None:
-        self._members, self._fleet, self._desk = members, fleet, desk
+    def __init__(self, members: Members, fleet: FleetSettings, desk: Desk, carried: Carried) -> None:
+        self._members, self._fleet, self._desk, self._carried = members, fleet, desk, carried
 
     def look(self, activity: Activity, now: float) -> list[Output]:
         """Move and drop what has to be."""
@@ -43,11 +45,11 @@ class Watch:
         for device, session in list(activity.sessions.items()):
             said += _remind(session, now)
             if session.unfit:
-                said += self._drop(activity, device, f"refused: {session.unfit}", now)
-            elif self._is_homeless(session, now):
-                said += self._move(activity, device, now)
+                said += self.drop(activity, device, f"refused: {session.unfit}", now)
+            elif self._is_homeless(session, now) and (edge := self._edge_for(activity, session)):
+                said.append(self._move(activity, session, edge, now))
             elif device in waits_for and self._is_too_slow(session, now):
-                said += self._drop(activity, device, self._reason(session, now), now)
+                said += self._leave_behind(activity, device, self._reason(session, now), now)
         return said
 
     def _is_homeless(self, session: CloudSession, now: float) -> bool:
@@ -57,28 +59,52 @@ class Watch:
 
     def _is_too_slow(self, session: CloudSession, now: float) -> bool:
         late = now - session.progress_at > self._fleet.step_timeout
-        return late and self._fleet.stragglers is Stragglers.DROP
+        return late and self._fleet.stragglers is not Stragglers.WAIT
 
     def _reason(self, session: CloudSession, now: float) -> str:
+        if self._is_homeless(session, now) and not self._members.present(Tier.EDGE):
+            return "no edge is left"
         for agent in (session.assignment.device, session.assignment.edge):
             if self._members.gone(agent, now):
                 return f"{agent} is gone"
         return f"nothing came for {self._fleet.step_timeout:.0f} s"
 
-    def _move(self, activity: Activity, device: str, now: float) -> list[Output]:
-        """Find the session another edge; without one it waits, and counts as too slow in the end."""
-        session = activity.sessions[device]
+    def _edge_for(self, activity: Activity, session: CloudSession) -> str | None:
+        """The edge with the fewest sessions that has room; without one the session waits for one to come."""
         edges = self._members.present(Tier.EDGE)
-        if not edges:
-            slow = self._is_too_slow(session, now)
-            return self._drop(activity, device, "no edge is left", now) if slow else []
         busy = Counter(each.assignment.edge for each in activity.sessions.values())
-        edge = min(edges, key=lambda name: (busy[name] - (name == session.assignment.edge), name))
+        busy[session.assignment.edge] -= 1
+        return min(edges, key=lambda name: (busy[name], name), default=None)
+
+    def _move(self, activity: Activity, session: CloudSession, edge: str, now: float) -> Assignment:
         moved = self._desk.move(session.assignment, edge, checkpoint=session.backup.newest(Tier.EDGE))
         activity.move(moved, now)
-        return [moved]
+        return moved
 
-    def _drop(self, activity: Activity, device: str, reason: str, now: float) -> list[Output]:
+    def _leave_behind(self, activity: Activity, device: str, reason: str, now: float) -> list[Output]:
+        """Go on without a session that is too late; what it has done may count later.
+
+        The last session of a round takes the round's work with it: there is nothing to carry it to.
+        """
+        done = len(activity.sessions[device].losses)
+        carry = self._fleet.stragglers is Stragglers.CARRY and done and len(activity.sessions) > 1
+        if not carry or not isinstance(activity, TrainingRound):
+            return self.drop(activity, device, reason, now)
+        session = activity.sessions[device]
+        assignment = self._desk.move(
+            session.assignment,
+            session.assignment.edge,
+            checkpoint=min(done, session.backup.newest(Tier.EDGE)),
+            ends_at=done,
+        )
+        detail = f"after step {done}: {reason}"
+        event = Event(kind="session_carried", agent=device, detail=detail)
+        said = [event, assignment, *activity.drop(device, f"carried {detail}", now)]
+        self._carried.take(session, assignment, now)
+        return said
+
+    def drop(self, activity: Activity, device: str, reason: str, now: float) -> list[Output]:
+        """Go on without a session."""
         return [
             Event(kind="session_dropped", agent=device, detail=reason),
             self._desk.rest(device),
@@ -87,7 +113,7 @@ class Watch:
 
 
 def _remind(session: CloudSession, now: float) -> list[Output]:
-    if now - max(session.progress_at, session.reminded_at) < REMIND_S:
+    if not len(session.awaited) or now - max(session.progress_at, session.reminded_at) < REMIND_S:
         return []
     session.reminded_at = now
     return [session.assignment]

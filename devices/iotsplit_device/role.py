@@ -109,9 +109,7 @@ class DeviceRole:
             )
         self._assignment = assignment
         if earlier is not None and assignment.session and assignment.session == earlier.session:
-            if self._session is not None:
-                self._session.reassign(assignment, now)
-            return []  # the session goes on at another edge
+            return self._session.reassign(assignment, now) if self._session is not None else []
         self._session = self._fetch = None
         self._again.end()
         if assignment.task not in SESSIONS or assignment.settings is None:

@@ -44,8 +44,8 @@ class DeviceSession(Protocol):
     def begin(self, saved: Sequence[Checkpoint]) -> list[Output]:
         """Start, from the newest of what this device has saved of the session."""
 
-    def reassign(self, assignment: Assignment, now: float) -> None:
-        """Go on at another edge."""
+    def reassign(self, assignment: Assignment, now: float) -> list[Output]:
+        """Go on at another edge, or end early."""
 
     def work(self, now: float) -> list[Output]:
         """Do one piece of work."""
@@ -75,6 +75,7 @@ class Training:
         self._loss_sum = 0.0
         self._arrived: dict[int, torch.Tensor] = {}
         self._batches: list[MicroBatch] = []
+        self._sent = self._closed = 0  # micro-batches of the step
         self._problem = ""
 
     @property
@@ -85,12 +86,20 @@ class Training:
     def begin(self, saved: Sequence[Checkpoint]) -> list[Output]:
         """Start, from the newest of what this device has saved of the session."""
         self._saved = sorted(saved, key=lambda checkpoint: checkpoint.step)
-        return self._rewind(self._settings.local_steps)
+        return self._rewind(self.backup.assignment.steps)
 
-    def reassign(self, assignment: Assignment, now: float) -> None:
-        """Go on at another edge; it will say from where."""
+    def reassign(self, assignment: Assignment, now: float) -> list[Output]:
+        """Go on at another edge, which will say from where; or end where the others left us behind."""
         del now
+        was_over = self._is_over
         self.backup.reassign(assignment)
+        if self._step > assignment.steps:
+            return self._rewind(assignment.steps)
+        return self._finish() if self._is_over and not was_over else []
+
+    @property
+    def _is_over(self) -> bool:
+        return self._step >= self.backup.assignment.steps
 
     def work(self, now: float) -> list[Output]:
         """Send the next micro-batch up."""
@@ -180,8 +189,7 @@ class Training:
         self.backup.restart(self._step, newest=self._saved[-1].step if self._saved else 0)
         self.awaited = Awaited()
         self._arrived.clear()
-        self._begin_step()
-        return [self._resume()]
+        return [self._resume(), *self._begin_step()]
 
     def _resume(self) -> Frame:
         return self.backup.send(self._turns.resume(self._step), Tier.EDGE)
@@ -197,13 +205,16 @@ class Training:
         said: list[Output] = [self._metrics()]
         self._trained_tokens += self._step_tokens
         self._step += 1
-        if self._step < self._settings.local_steps:
+        if not self._is_over:
             said += self._save()
-            self._begin_step()
-            return said
+        return [*said, *self._begin_step()]
+
+    def _finish(self) -> list[Output]:
+        """Bring what was trained to the cloud."""
         self._batches = []
+        self.awaited = Awaited()
         update = Update(tier=Tier.DEVICE, tokens=self._trained_tokens, tensors=self._work.adapter())
-        return [*said, self.backup.keep(update, Tier.CLOUD, (self._settings.local_steps, 0))]
+        return [self.backup.keep(update, Tier.CLOUD, (self._step, 0))]
 
     def _save(self) -> list[Output]:
         if self._step % self._settings.checkpoint_every:
@@ -233,13 +244,16 @@ class Training:
             loss=self._loss_sum / self._step_tokens if on_device else None,
         )
 
-    def _begin_step(self) -> None:
+    def _begin_step(self) -> list[Output]:
+        if self._is_over:
+            return self._finish()
         self._batches = self._work.batches.step(
             self.backup.assignment.round, self._step, local_steps=self._settings.local_steps
         )
         self._step_tokens = sum(batch.tokens for batch in self._batches)
         self._loss_sum = 0.0
         self._sent = self._closed = 0
+        return []
 
     def _await(self, key: tuple[int, int], kind: type[Gradient | TailHidden], now: float) -> None:
         tag = str(kind.__struct_config__.tag)
@@ -270,10 +284,11 @@ class Evaluation:
         del saved
         return []
 
-    def reassign(self, assignment: Assignment, now: float) -> None:
+    def reassign(self, assignment: Assignment, now: float) -> list[Output]:
         """Go on at another edge, which knows nothing of what is under way."""
         self.backup.reassign(assignment)
         self.awaited.hurry(now)
+        return []
 
     def work(self, now: float) -> list[Output]:
         """Send the next micro-batch up."""

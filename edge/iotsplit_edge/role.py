@@ -124,8 +124,11 @@ class EdgeRole:
                 f"the cloud refuses {self.agent}: {assignment.problem}",
                 fix="give this agent the model, cut and version of its fleet",
             )
-        said = self._end(device, goes_on=assignment.session)
         mine = (assignment.edge, assignment.incarnation) == (self.agent, self.birth.incarnation)
+        session = self._sessions.get(device)
+        if mine and assignment.ends_at and session and session.backup.assignment.session == assignment.session:
+            return self._look_back(session, session.end_early(assignment), now)
+        said = self._end(device, goes_on=assignment.session)
         if mine and assignment.task in TASKS and assignment.settings is not None:
             self._look_for_start(assignment, now)
         self._forget_versions()
@@ -247,7 +250,10 @@ class EdgeRole:
 
     def _give(self, session: EdgeSession, frame: Frame, now: float) -> list[Output]:
         session.backup.hear(frame)
-        said = session.handle(frame, now)
+        return self._look_back(session, session.handle(frame, now), now)
+
+    def _look_back(self, session: EdgeSession, said: list[Output], now: float) -> list[Output]:
+        """Look for an older state, if that is what the session needs."""
         if session.rewind_to is None:
             return said
         assignment = session.backup.assignment

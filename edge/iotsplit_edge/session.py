@@ -44,6 +44,9 @@ class EdgeSession(Protocol):
     def begin(self, now: float) -> list[Output]:
         """Start."""
 
+    def end_early(self, assignment: Assignment) -> list[Output]:
+        """The session is over after the assignment's steps: the others have gone on without it."""
+
     def handle(self, frame: Frame, now: float) -> list[Output]:
         """Take a frame from the device or from the cloud."""
 
@@ -70,6 +73,11 @@ class Evaluation:
     def begin(self, now: float) -> list[Output]:
         """Nothing has to be found first."""
         del now
+        return []
+
+    def end_early(self, assignment: Assignment) -> list[Output]:
+        """Nothing: scores are not carried."""
+        del assignment
         return []
 
     def handle(self, frame: Frame, now: float) -> list[Output]:
@@ -150,10 +158,32 @@ class Training:
 
     def begin(self, now: float) -> list[Output]:
         """Ask both neighbours for what they kept, if the session has been somewhere before."""
+        if self._is_over:
+            return [self._update()]
         self._expect_activations(now)
         if self.backup.assignment.checkpoint is None:
             return []
         return [self._resume(Tier.DEVICE), self._resume(Tier.CLOUD)]
+
+    def end_early(self, assignment: Assignment) -> list[Output]:
+        """Forget what is of later steps, and bring what was trained once we have come so far."""
+        self.backup.reassign(assignment)
+        self.awaited.forget_from(assignment.steps)
+        for held in (self._early, self._gradients):
+            for key in [key for key in held if key[0] >= assignment.steps]:
+                del held[key]
+        if self._backward[0] > assignment.steps:
+            self.rewind_to = assignment.steps
+            return []
+        return [self._update()] if self._is_over else []
+
+    @property
+    def _is_over(self) -> bool:
+        return self._backward[0] >= self.backup.assignment.steps
+
+    def _update(self) -> Frame:
+        update = Update(tier=Tier.EDGE, tokens=self._trained_tokens, tensors=self._work.adapter())
+        return self.backup.keep(update, Tier.CLOUD, (self._backward[0], 1))
 
     def handle(self, frame: Frame, now: float) -> list[Output]:
         """Take a frame from the device or from the cloud."""
@@ -205,7 +235,7 @@ class Training:
     def _is_near(self, key: Key) -> bool:
         """Whether a place is among those that may be held; what comes later will be asked for."""
         far = self._backward[0] + steps_kept(self._settings.checkpoint_every)
-        return key[0] < min(far, self._settings.local_steps) and key[1] < self._settings.micro_batches
+        return key[0] < min(far, self.backup.assignment.steps) and key[1] < self._settings.micro_batches
 
     def _go_on(self, now: float) -> list[Output]:
         said: list[Output] = []
@@ -251,12 +281,11 @@ class Training:
         self._work.trim(self.backup.floor(Tier.DEVICE))
         self._trained_tokens += self._step_tokens
         said: list[Output] = [self._metrics(step)]
-        if step + 1 < self._settings.local_steps:
-            said += self._save(step + 1)
-            self._expect_activations(now)
-            return said
-        update = Update(tier=Tier.EDGE, tokens=self._trained_tokens, tensors=self._work.adapter())
-        return [*said, self.backup.keep(update, Tier.CLOUD, (step + 1, 1))]
+        if self._is_over:
+            return [*said, self._update()]
+        said += self._save(step + 1)
+        self._expect_activations(now)
+        return said
 
     def _save(self, step: int) -> list[Output]:
         """Put a checkpoint on the broker: it is whole there before anything that is said later arrives."""

@@ -117,7 +117,8 @@ class Start:
 
     def _choose(self) -> None:
         least = self.assignment.checkpoint or 0
-        most = float("inf") if self._at_most is None else self._at_most
+        steps = self.assignment.steps
+        most = steps if self._at_most is None else min(self._at_most, steps)
         usable = [
             head
             for head in self.heads.values()

@@ -184,7 +184,8 @@ def test_a_round_that_loses_its_only_edge_for_good_ends_without_a_version(model:
     fleet = made(model, settings(rounds=2))
     fleet.run(until=lambda _: under_way(fleet, 1))
     fleet.lose("edge-1")
-    fleet.run(until=lambda _: has(fleet, "session_dropped", "b", "no edge is left"))
+    gone = [("session_dropped", device, "no edge is left") for device in "ab"]
+    fleet.run(until=lambda _: all(has(fleet, *each) for each in gone))
     fleet.rejoin("edge-1")
     fleet.run()
     assert devices_of(fleet) == [[], ["a", "b"]]

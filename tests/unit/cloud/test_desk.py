@@ -76,15 +76,15 @@ def test_a_session_that_stays_after_a_restart_names_the_later_start(desk: Desk, 
 
 
 def test_handing_out_lets_the_busy_rest_who_have_no_part_in_it(desk: Desk) -> None:
-    desk.hand_out(assign(desk, {"d1": "e1", "d2": "e2"}))
-    said = desk.hand_out(assign(desk, {"d2": "e1"}))
+    desk.hand_out(assign(desk, {"d1": "e1", "d2": "e2"}), spared=())
+    said = desk.hand_out(assign(desk, {"d2": "e1"}), spared=())
     assert [(each.device, each.task) for each in said] == [("d1", "idle"), ("d2", "train")]
-    assert [(each.device, each.task) for each in desk.hand_out({})] == [("d2", "idle")]
+    assert [(each.device, each.task) for each in desk.hand_out({}, spared=())] == [("d2", "idle")]
 
 
 def test_what_is_said_again_is_the_newest_of_each(desk: Desk) -> None:
     assigned = assign(desk, {"d1": "e1", "d2": "e2"})
-    desk.hand_out(assigned)
+    desk.hand_out(assigned, spared=())
     moved = desk.move(assigned["d1"], "e2", checkpoint=0)
     refused = desk.rest("d3", problem="no")
     assert desk.all() == [moved, assigned["d2"], refused]

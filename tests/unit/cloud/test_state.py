@@ -9,7 +9,7 @@ import pytest
 from iotsplit.errors import UsageError
 from iotsplit.settings import TrainingSettings
 from iotsplit.states import Assignment
-from iotsplit_cloud.journal import RoundCheckpoint, RoundState, SessionRecord
+from iotsplit_cloud.journal import CarriedSession, RoundCheckpoint, RoundState, SessionRecord
 from iotsplit_cloud.records import Milestone
 from iotsplit_cloud.report import new_report
 from iotsplit_cloud.store import Saved, Store
@@ -52,13 +52,19 @@ def version(number: int) -> Version:
 
 def milestone(round_: int) -> Milestone:
     report = new_report("plant", {}, SETTINGS)
-    return Milestone(report=report, round=round_, version=round_, optimizer=f"after {round_}".encode())
+    return Milestone(
+        report=report, round=round_, version=round_, optimizer=f"after {round_}".encode(), carried={}
+    )
 
 
 def state(round_: int = 1, *, attempt: int = 0, edge: str = "e1") -> RoundState:
     assignment = Assignment(device="d1", task="train", session="s", epoch=7, edge=edge, settings=SETTINGS)
     return RoundState(
-        round=round_, attempt=attempt, assignments={"d1": assignment}, dropped={"d2": "d2 is gone"}
+        round=round_,
+        attempt=attempt,
+        assignments={"d1": assignment},
+        dropped={"d2": "d2 is gone"},
+        carried={"d3": CarriedSession(assignment=assignment, tokens=30)},
     )
 
 
@@ -82,7 +88,7 @@ def found(output: Path) -> Saved:
 
 
 def steps(output: Path) -> list[int]:
-    return [each.step for each in found(output).checkpoints]
+    return [each.step for each in found(output).earlier.checkpoints]
 
 
 def round_files(output: Path) -> list[str]:
@@ -104,9 +110,9 @@ def test_a_milestone_is_found_with_its_optimizer_and_versions(tmp_path: Path) ->
         made.take(version(number))
         made.take(milestone(number))
     saved = found(tmp_path)
-    assert (saved.round, saved.version, saved.optimizer) == (1, 1, b"after 1")
+    assert (saved.earlier.round, saved.version, saved.optimizer) == (1, 1, b"after 1")
     assert saved.versions == [version(0), version(1)]
-    assert (saved.interrupted, saved.checkpoints) == (None, [])
+    assert (saved.earlier.interrupted, saved.earlier.checkpoints) == (None, [])
 
 
 def test_only_the_last_few_versions_and_the_last_optimizer_stay(tmp_path: Path) -> None:
@@ -133,13 +139,13 @@ def test_a_version_that_no_milestone_names_is_as_if_it_had_not_been_made(tmp_pat
 def test_decisions_and_checkpoints_of_the_round_at_hand_are_found_as_they_were(tmp_path: Path) -> None:
     begun(tmp_path, checkpoint(5), checkpoint(10))
     saved = found(tmp_path)
-    assert saved.interrupted == state()
-    assert saved.checkpoints == [checkpoint(5), checkpoint(10)]
+    assert saved.earlier.interrupted == state()
+    assert saved.earlier.checkpoints == [checkpoint(5), checkpoint(10)]
 
 
 def test_the_newest_decision_counts_and_keeps_the_checkpoints(tmp_path: Path) -> None:
     begun(tmp_path, checkpoint(5)).take(state(edge="e2"))
-    assert found(tmp_path).interrupted == state(edge="e2")
+    assert found(tmp_path).earlier.interrupted == state(edge="e2")
     assert steps(tmp_path) == [5]
 
 
@@ -165,7 +171,7 @@ def test_a_round_done_again_begins_without_checkpoints(tmp_path: Path) -> None:
     made.take(state(attempt=1))
     assert made._database.checkpoints(dict) == []
     saved = found(tmp_path)
-    assert (saved.interrupted, saved.checkpoints) == (state(attempt=1), [])
+    assert (saved.earlier.interrupted, saved.earlier.checkpoints) == (state(attempt=1), [])
     assert round_files(tmp_path) == []
 
 
@@ -174,7 +180,7 @@ def test_the_end_of_a_round_strikes_out_what_was_written_of_it(tmp_path: Path) -
     made.take(version(1))
     made.take(milestone(1))
     saved = found(tmp_path)
-    assert (saved.interrupted, saved.checkpoints) == (None, [])
+    assert (saved.earlier.interrupted, saved.earlier.checkpoints) == (None, [])
     assert round_files(tmp_path) == []
 
 
@@ -224,7 +230,7 @@ def test_a_power_cut_before_a_milestone_is_entered_leaves_the_round_at_hand(
     with pytest.raises(KeyboardInterrupt):
         made.take(milestone(1))
     saved = found(tmp_path)
-    assert (saved.round, saved.optimizer, saved.interrupted) == (0, b"after 0", state())
+    assert (saved.earlier.round, saved.optimizer, saved.earlier.interrupted) == (0, b"after 0", state())
     assert steps(tmp_path) == [5]
 
 

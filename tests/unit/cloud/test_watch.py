@@ -12,6 +12,7 @@ from iotsplit.role import Output
 from iotsplit.session import Backup
 from iotsplit.settings import FleetSettings, Stragglers, TrainingSettings
 from iotsplit.states import Assignment, Birth, Event
+from iotsplit_cloud.carried import Carried
 from iotsplit_cloud.desk import Desk
 from iotsplit_cloud.members import GRACE_S, OPENING_S, Members
 from iotsplit_cloud.sessions import CloudSession, new_sessions
@@ -55,7 +56,9 @@ class Fleet:
             self.birth(device, Tier.DEVICE)
         desk = Desk(cloud="c", run="r", first_epoch=lambda: 1, settings=SETTINGS, members=self.members)
         self.round = Round(new_sessions(desk.assign(pairs, "train", "1", LIBRARY), SETTINGS, 0.0))
-        self.watch = Watch(self.members, FleetSettings(step_timeout=TIMEOUT_S, **fleet), desk)
+        self.carried = Carried(SETTINGS, lambda *_: None)
+        settings = FleetSettings(step_timeout=TIMEOUT_S, **fleet)
+        self.watch = Watch(self.members, settings, desk, self.carried)
 
     def birth(
         self, agent: str, role: Tier, incarnation: int = 1, now: float = 0.0, *, online: bool = True
@@ -179,6 +182,7 @@ def test_who_shall_wait_waits_for_as_long_as_it_takes() -> None:
 
 
 def test_without_an_edge_a_session_waits_and_is_dropped_in_the_end(fleet: Fleet) -> None:
+    fleet.round.late = ["d1", "d2"]
     for edge in ("e1", "e2"):
         fleet.lose(edge, 1.0)
     assert dropped(fleet, 1.0 + GRACE_S) == []
@@ -190,6 +194,8 @@ def test_without_an_edge_a_session_waits_and_is_dropped_in_the_end(fleet: Fleet)
 
 
 def test_a_session_that_brings_nothing_is_told_its_assignment_again_and_again(fleet: Fleet) -> None:
+    for session in fleet.round.sessions.values():
+        session.expect("activation", 0, 0, 0.0)
     fleet.round.sessions["d2"].progress(15.0)
     assert fleet.look(REMIND_S - 0.1) == []
     assert fleet.look(REMIND_S) == [fleet.round.sessions["d1"].assignment]
