@@ -5,13 +5,14 @@ import functools
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from iotsplit.plan import Labels
-from iotsplit.settings import Optimizer, TrainingSettings
+from iotsplit.settings import Optimizer, Stragglers, TrainingSettings
 from tests.flows.crashes import CrashFleet, Schedule, storm
 from tests.flows.weather import WeatherFleet, settings
 
@@ -43,11 +44,10 @@ def in_calm(model: Path, wanted: TrainingSettings) -> dict[str, bytes]:
     return dict(fleet.versions[-1].sections)
 
 
-def run(model: Path, seed: int, disks: Path) -> CrashFleet:
+def through(model: Path, seed: int, disks: Path, **members: Any) -> tuple[CrashFleet, Schedule]:
     """Run a seed's fleet through its schedule; raises with the schedule if it does not come to its end."""
-    s = wanted(seed)
     schedule = Schedule(seed, ["a", "b", "edge-1", "edge-2", "cloud"], packets=PACKETS)
-    fleet = CrashFleet(model, s, disks=disks, fate=storm(seed))
+    fleet = CrashFleet(model, wanted(seed), disks=disks, fate=storm(seed), **members)
 
     def over(fleet: Any) -> bool:
         schedule.happen(fleet)
@@ -61,6 +61,13 @@ def run(model: Path, seed: int, disks: Path) -> CrashFleet:
             fleet.run(until=over, limit=LIMIT)
     except AssertionError as error:
         raise AssertionError(f"seed {seed} does not end: {error}\n{schedule}") from None
+    return fleet, schedule
+
+
+def run(model: Path, seed: int, disks: Path) -> CrashFleet:
+    """Run a seed's fleet through its schedule, and hold it to the undisturbed one."""
+    fleet, schedule = through(model, seed, disks)
+    s = wanted(seed)
     steps = s.rounds * s.local_steps * 2
     told = f"seed {seed}\n{schedule}"
     assert fleet.report.ledger == {"expected": steps, "applied": steps, "lost": 0, "duplicated": 0}, told
@@ -83,11 +90,32 @@ def test_a_round_that_is_taken_up_again_counts_its_time_from_there(model: Path, 
     assert fleet.report.rounds[0]["wall_s"] < 1000
 
 
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A directory in memory, if there is one: syncing disks would take most of the time."""
+    disks = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+    try:
+        yield disks
+    finally:
+        shutil.rmtree(disks)
+
+
 @pytest.mark.parametrize("first", range(FIRST, FIRST + SCHEDULES, CHUNK))
 def test_any_crash_ends_in_the_same_adapter(model: Path, first: int) -> None:
     for seed in range(first, min(first + CHUNK, FIRST + SCHEDULES)):
-        disks = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
-        try:
+        with scratch() as disks:
             run(model, seed, disks)
-        finally:
-            shutil.rmtree(disks)
+
+
+@pytest.mark.parametrize("first", range(FIRST, FIRST + SCHEDULES // 10, CHUNK))
+def test_with_impatience_every_crash_ends_with_a_clean_ledger(model: Path, first: int) -> None:
+    for seed in range(first, min(first + CHUNK, FIRST + SCHEDULES // 10)):
+        with scratch() as disks:
+            fleet, schedule = through(model, seed, disks, stragglers=Stragglers.CARRY, step_timeout=6.0)
+            told = f"seed {seed}\n{schedule}"
+            left: set[str] = set()
+            for row in fleet.report.rounds:
+                left |= {each["device"] for each in row["dropped"]}
+                assert {each["device"] for each in row["late"]} <= left, told
+            ledger = fleet.report.ledger
+            assert (ledger["lost"], ledger["duplicated"]) == (0, 0), told
