@@ -1,7 +1,7 @@
 """Who counts in a round: equal numbers of devices for each edge, in turns. Pure."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 def _shuffled(names: Sequence[str], *salt: object) -> list[str]:
@@ -18,6 +18,7 @@ def deal(
     edges: Sequence[str],
     *,
     devices_per_edge: int | None,
+    rooms: Mapping[str, int] | None = None,
     seed: int,
     round_: int,
 ) -> dict[str, str]:
@@ -25,12 +26,13 @@ def deal(
 
     Without `devices_per_edge` all devices take part, dealt as evenly as they go. With it, each edge
     serves the same number (SplitLLM, arXiv 2501.13318, section II), and devices take turns from round
-    to round so that all are served equally often.
+    to round so that all are served equally often. They do so too when edges have less room than that.
 
     Args:
         devices: ids of the devices that are there.
         edges: ids of the edges that are there.
         devices_per_edge: most devices that an edge serves in a round.
+        rooms: most devices of each edge that can only serve so many.
         seed: the fleet's seed.
         round_: number of the round, from 1.
 
@@ -41,11 +43,12 @@ def deal(
         return {}
     queue = _shuffled(devices, seed, "device")
     hosts = _shuffled(edges, seed, "edge", round_)
-    if devices_per_edge is None:
-        chosen = queue
-    else:
+    each = len(devices)
+    if devices_per_edge is not None:
         each = max(1, min(devices_per_edge, len(devices) // len(edges)))
-        size = min(len(devices), each * len(edges))
-        start = (round_ - 1) * size % len(queue)
-        chosen = (queue[start:] + queue[:start])[:size]
-    return dict(sorted((device, hosts[at % len(hosts)]) for at, device in enumerate(chosen)))
+    caps = {edge: min(each, (rooms or {}).get(edge, each)) for edge in hosts}
+    places = [edge for turn in range(each) for edge in hosts if turn < caps[edge]]
+    size = min(len(queue), len(places))
+    start = (round_ - 1) * size % len(queue)
+    chosen = (queue[start:] + queue[:start])[:size]
+    return dict(sorted(zip(chosen, places, strict=False)))

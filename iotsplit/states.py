@@ -47,6 +47,8 @@ class Birth(msgspec.Struct, frozen=True, kw_only=True):
         incarnation: grows with every start of the agent; the state of an older one is ignored.
         part: layers that the agent can load, `all` for a whole model.
         model: fingerprint of the whole model that the part was cut from.
+        max_sessions: of an edge: most devices that it serves in a round; 0 if it does not say.
+        standby: of an edge: it serves only when no other edge can.
         problem: why the agent cannot work, for people.
     """
 
@@ -63,6 +65,8 @@ class Birth(msgspec.Struct, frozen=True, kw_only=True):
     part_parameters: int = 0
     trainable_parameters: int = 0
     data: DataSummary | None = None
+    max_sessions: NotNegative = 0
+    standby: bool = False
     problem: str = ""
 
 

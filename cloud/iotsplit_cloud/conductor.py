@@ -1,5 +1,6 @@
 """What begins in the cloud, and what comes after it: evaluations and rounds, one at a time. No I/O."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -173,7 +174,8 @@ class Conductor:
     def _begin(self, now: float) -> list[Output]:
         if self.phase is Phase.DONE:
             return []
-        devices, edges = (self._p.members.present(tier) for tier in (Tier.DEVICE, Tier.EDGE))
+        devices = self._p.members.present(Tier.DEVICE)
+        edges = self._p.members.edges(standby=self._gathered)
         # The whole fleet is waited for once; later rounds run with who is there, unless nobody may miss one.
         fleet = self._p.fleet
         later = (fleet.devices if fleet.stragglers is Stragglers.WAIT else 1, 1)
@@ -211,6 +213,7 @@ class Conductor:
             devices,
             edges,
             devices_per_edge=self._p.fleet.devices_per_edge,
+            rooms=self._p.members.rooms(),
             seed=self._p.settings.seed,
             round_=self.round,
         )
@@ -248,16 +251,11 @@ class Conductor:
         training.void()
         said += self._give_up_carried(self.round + 1, "the round is done again", now)
         self._to_round_start()
-        edges = self._p.members.present(Tier.EDGE)
-        before = {device: session.assignment.edge for device, session in training.sessions.items()}
-        pairs = deal(
-            list(before),
-            edges,
-            devices_per_edge=None,
-            seed=self._p.settings.seed,
-            round_=self.round,
-        )
-        assignments = self._train_pairs(pairs or before, now)
+        pairs: dict[str, str] = {}
+        for device, session in training.sessions.items():
+            edge = self._p.members.edge_with_room(Counter(pairs.values()))
+            pairs[device] = edge or session.assignment.edge
+        assignments = self._train_pairs(pairs, now)
         if isinstance(self.activity, TrainingRound):
             self.activity.dropped.update(training.dropped)
         return [*said, *self._hand_out(assignments)]

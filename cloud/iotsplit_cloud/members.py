@@ -1,5 +1,6 @@
 """Who is in the fleet: births, last wills, heartbeats, and who had to be refused. Pure."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from iotsplit.errors import MalformedMessageError
@@ -113,6 +114,32 @@ class Members:
             for agent, member in sorted(self._members.items())
             if member.birth.role is tier and member.lost_at is None and not self.refusal(member.birth)
         ]
+
+    def edges(self, *, standby: bool) -> list[str]:
+        """Ids of the edges that rounds are dealt to.
+
+        Args:
+            standby: whether those on standby count when there is no other.
+        """
+        there = self.present(Tier.EDGE)
+        regular = [edge for edge in there if not self._members[edge].birth.standby]
+        return there if standby and not regular else regular
+
+    def rooms(self) -> dict[str, int]:
+        """Most sessions of each edge that has said so."""
+        births = [self._members[edge].birth for edge in self.present(Tier.EDGE)]
+        return {birth.agent: birth.max_sessions for birth in births if birth.max_sessions}
+
+    def edge_with_room(self, busy: Mapping[str, int]) -> str | None:
+        """The edge that a session goes to: the one with the fewest, one on standby only if no other has room.
+
+        Args:
+            busy: sessions of each edge.
+        """
+        rooms = self.rooms()
+        free = [edge for edge in self.present(Tier.EDGE) if busy.get(edge, 0) < rooms.get(edge, MAX_AGENTS)]
+        standby = {edge: self._members[edge].birth.standby for edge in free}
+        return min(free, key=lambda edge: (standby[edge], busy.get(edge, 0), edge), default=None)
 
     def answering(self) -> set[str]:
         """Devices whose held-out data are answers to prompts."""

@@ -70,11 +70,10 @@ class Watch:
         return f"nothing came for {self._fleet.step_timeout:.0f} s"
 
     def _edge_for(self, activity: Activity, session: CloudSession) -> str | None:
-        """The edge with the fewest sessions that has room; without one the session waits for one to come."""
-        edges = self._members.present(Tier.EDGE)
+        """An edge that has room; without one the session waits for one to come."""
         busy = Counter(each.assignment.edge for each in activity.sessions.values())
         busy[session.assignment.edge] -= 1
-        return min(edges, key=lambda name: (busy[name], name), default=None)
+        return self._members.edge_with_room(busy)
 
     def _move(self, activity: Activity, session: CloudSession, edge: str, now: float) -> Assignment:
         moved = self._desk.move(session.assignment, edge, checkpoint=session.backup.newest(Tier.EDGE))

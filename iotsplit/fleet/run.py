@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 MAX_RESTARTS = 3
 CLOUD = "cloud"
+STANDBY = "standby"
 EXAMPLES = (
     "iotsplit run --model smollm2 --data plant --rounds 3",
     "iotsplit run --data logs/ --devices 4 --edges 2 --rounds 3 --cut 4,15 --output out",
@@ -59,8 +60,10 @@ class RunOptions(BrokerOptions, CommonOptions):
         devices: Number of devices; by default one for each file of a folder, else 4.
         edges: Number of edges.
         devices_per_edge: Devices that an edge serves in a round; by default all, dealt evenly.
+        standby: Start one more edge, which serves only when no other can.
         step_timeout: Seconds after which a session that brings nothing holds up the others too long.
-        stragglers: Then the others go on without it for this round, or wait for as long as it takes.
+        stragglers: Then the others wait for as long as it takes, or go on without it in this round; with
+            `carry` the steps that it has done count in this round or, if it comes too late, in the next.
         columns: Columns or keys of the data: one of texts, or two of prompts and completions.
         partition: How data is dealt: files, iid or dirichlet:0.3; by default files where there are several.
         broker: Address of a broker, or embedded, or mosquitto; by default Mosquitto if found, else embedded.
@@ -76,6 +79,7 @@ class RunOptions(BrokerOptions, CommonOptions):
     devices: int | None = None
     edges: int = 1
     devices_per_edge: int | None = None
+    standby: bool = False
     step_timeout: float = 120.0
     stragglers: Stragglers = Stragglers.DROP
     columns: tuple[str, ...] = ()
@@ -211,7 +215,7 @@ def _deal(options: RunOptions, output: Output) -> list[str]:
 
 
 def _check_names(devices: Sequence[str], edges: Sequence[str]) -> None:
-    taken = {CLOUD, BROKER, *edges}.intersection(devices)
+    taken = {CLOUD, BROKER, STANDBY, *edges}.intersection(devices)
     if taken:
         raise UsageError(
             f"a device would be named {min(taken)}, as another agent is", fix="rename its file or folder"
@@ -253,6 +257,8 @@ def _start(launcher: Launcher, options: RunOptions, prepared: Prepared, console:
     launcher.start(CLOUD, [CLOUD, *_agent_words(CLOUD, options, prepared, address), *own])
     for edge in prepared.edges:
         launcher.start(edge, ["edge", *_agent_words(edge, options, prepared, address)])
+    if options.standby:
+        launcher.start(STANDBY, ["edge", *_agent_words(STANDBY, options, prepared, address), "--standby"])
     for device in prepared.devices:
         data = Output(options.output).data / f"{device}.jsonl"
         launcher.start(device, ["device", *_agent_words(device, options, prepared, address), f"--data={data}"])
@@ -291,7 +297,7 @@ def _watch(launcher: Launcher, progress: Progress, prepared: Prepared, console: 
         progress.poll()
         for child in launcher.newly_dead():
             error = end_of(child)
-            killed = child.process.returncode < 0 and child.agent in (*prepared.devices, *prepared.edges)
+            killed = child.process.returncode < 0 and child.agent not in (CLOUD, BROKER)
             if killed and starts[child.agent] < MAX_RESTARTS:
                 starts[child.agent] += 1
                 launcher.start(child.agent, child.words)

@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from iotsplit.packet import Packet
@@ -177,6 +178,31 @@ def test_sessions_wait_for_an_edge_when_none_is_left(model: Path) -> None:
     fleet.rejoin("edge-1")
     fleet.run()
     assert devices_of(fleet) == [["a", "b"]] * 2
+    assert fleet.versions[-1].sections == calm.versions[-1].sections
+
+
+def test_an_edge_on_standby_takes_over_when_no_other_is_left_and_rests_when_one_is(model: Path) -> None:
+    wanted = settings(rounds=3)
+    calm = made(model, wanted)
+    calm.run()
+    fleet = made(model, wanted, schedule="every 1h")
+    diary = Diary()
+    fleet.fate = diary
+    standby = fleet.make_edge("a-standby")
+    standby.birth = msgspec.structs.replace(standby.birth, standby=True)
+    fleet.join(standby)
+    fleet.run(until=lambda _: kinds(fleet)["evaluated"] == 1)
+    fleet.due()
+    fleet.run(until=lambda _: under_way(fleet, 1))
+    fleet.lose("edge-1")
+    fleet.run(until=lambda _: finished(fleet, 1))
+    fleet.due()
+    fleet.run(until=lambda _: finished(fleet, 2))
+    fleet.rejoin("edge-1")
+    fleet.run(until=lambda _: not fleet.pending)
+    fleet.due()
+    fleet.run()
+    assert [set(row.values()) for row in diary.trained] == [{"a-standby"}, {"a-standby"}, {"edge-1"}]
     assert fleet.versions[-1].sections == calm.versions[-1].sections
 
 

@@ -152,3 +152,40 @@ def test_who_cannot_work_here_is_refused_with_the_reason(changes: dict[str, Any]
 @pytest.mark.parametrize("part", ["all", "0-3"])
 def test_who_holds_the_whole_model_or_its_part_can_work(part: str) -> None:
     assert members().refusal(birth(part=part)) == ""
+
+
+# --- edges
+
+
+def edge(agent: str, **changes: Any) -> Birth:
+    return birth(agent, role=Tier.EDGE, **changes)
+
+
+def test_a_session_goes_to_the_edge_with_the_fewest() -> None:
+    made = members(edge("e1"), edge("e2"), edge("e3"))
+    assert made.edge_with_room({"e1": 2, "e2": 1, "e3": 1}) == "e2"
+
+
+def test_an_edge_without_room_gets_no_session() -> None:
+    made = members(edge("e1", max_sessions=1), edge("e2"))
+    assert made.edge_with_room({"e1": 1, "e2": 5}) == "e2"
+    assert members(edge("e1", max_sessions=1)).edge_with_room({"e1": 1}) is None
+
+
+def test_an_edge_on_standby_gets_what_no_other_has_room_for() -> None:
+    made = members(edge("a-standby", standby=True), edge("e1", max_sessions=1))
+    assert made.edge_with_room({}) == "e1"
+    assert made.edge_with_room({"e1": 1}) == "a-standby"
+    assert made.edge_with_room({"e1": 1, "a-standby": 1}) == "a-standby"
+
+
+def test_rounds_are_dealt_to_edges_on_standby_only_when_there_is_no_other() -> None:
+    both = members(edge("e1"), edge("e2", standby=True))
+    assert both.edges(standby=True) == ["e1"]
+    alone = members(edge("e2", standby=True))
+    assert alone.edges(standby=True) == ["e2"]
+    assert alone.edges(standby=False) == []
+
+
+def test_only_edges_that_say_so_have_a_limit() -> None:
+    assert members(edge("e1", max_sessions=3), edge("e2")).rooms() == {"e1": 3}

@@ -38,6 +38,23 @@ def test_everyone_gets_the_same_number_of_turns(
     assert turns[devices[0]] >= 1
 
 
+@given(devices, edges, st.integers(1, 3), seeds)
+def test_no_edge_serves_more_than_it_has_room_for_and_devices_take_turns(
+    devices: list[str], edges: list[str], room: int, seed: int
+) -> None:
+    rooms = {edges[0]: room}
+    turns: Counter[str] = Counter()
+    for round_ in range(1, len(devices) + 1):
+        dealt = deal(devices, edges, devices_per_edge=None, rooms=rooms, seed=seed, round_=round_)
+        served = Counter(dealt.values())
+        assert served[edges[0]] <= room
+        others = [served[edge] for edge in edges[1:]]
+        assert max(others, default=0) - min(others, default=0) <= 1
+        assert len(dealt) == (len(devices) if others else min(room, len(devices)))
+        turns.update(list(dealt))
+    assert len({turns[device] for device in devices}) == 1
+
+
 @given(devices, edges, seeds, st.integers(1, 50))
 def test_without_a_number_all_take_part_as_evenly_as_they_go(
     devices: list[str], edges: list[str], seed: int, round_: int
