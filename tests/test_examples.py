@@ -10,18 +10,19 @@ import pytest
 
 from iotsplit import errors
 from iotsplit.errors import MismatchError, RefusedError, UsageError, UserError
-from iotsplit.options import AgentOptions, parse
+from iotsplit.options import parse
 from iotsplit.runtime.serve import INTERRUPTED
 from iotsplit_broker.command import BrokerCommand
 from iotsplit_cloud.command import CloudOptions
 from iotsplit_device.command import DeviceOptions
+from iotsplit_edge.command import EdgeOptions
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"device": "devices", "edge": "edge", "cloud": "cloud", "broker": "broker"}
 AGENTS = ("device", "edge", "cloud")
 OPTIONS: dict[str, type[Any]] = {
     "device": DeviceOptions,
-    "edge": AgentOptions,
+    "edge": EdgeOptions,
     "cloud": CloudOptions,
     "broker": BrokerCommand,
 }
