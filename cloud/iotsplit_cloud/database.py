@@ -8,7 +8,7 @@ import msgspec
 
 from iotsplit.errors import RunFailedError, UsageError
 
-FORMAT = 1
+FORMAT = 2
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;

@@ -43,6 +43,7 @@ class _State(msgspec.Struct, kw_only=True):
     version: int
     rounds: dict[int, int]  # round of each kept version
     carried: dict[str, CarriedSession] = {}
+    sha256: dict[str, str]  # of the files that belong to it, by their path below the state directory
     report: Report
 
 
@@ -86,6 +87,7 @@ class Store:
         self._peft = peft
         self._state = output / "state" / "cloud"
         self._rounds: dict[int, int] = {}
+        self._sha256: dict[str, str] = {}
         self._report: Report | None = None
         self._round: RoundState | None = None
         self._started = clock.now()
@@ -109,13 +111,14 @@ class Store:
         if state is None:
             return None
         self._check(state)
-        self._rounds = state.rounds
+        self._rounds, self._sha256 = state.rounds, state.sha256
         self._round = self._database.fact("round", RoundState)
         self._earlier_s = state.report.wall_s
         self._report = state.report
+        versions = [self._version(number) for number in sorted(state.rounds) if self._is_usable(number, state)]
         return Saved(
             version=state.version,
-            versions=[self._version(number) for number in sorted(state.rounds)],
+            versions=versions,
             optimizer=self._needed(self._state / f"optimizer-{state.round}.safetensors"),
             report=state.report,
             earlier=Earlier(
@@ -163,7 +166,7 @@ class Store:
         self._report = milestone.report
         self._write_report(milestone.report, final=milestone.final)
         optimizer = self._state / f"optimizer-{milestone.round}.safetensors"
-        replace(optimizer, milestone.optimizer)
+        self._replace(optimizer, milestone.optimizer)
         kept = sorted(self._rounds)[-KEPT_VERSIONS:]
         self._rounds = {version: round_ for version, round_ in self._rounds.items() if version in kept}
         state = _State(
@@ -172,6 +175,7 @@ class Store:
             version=milestone.version,
             rounds=self._rounds,
             carried=dict(milestone.carried),
+            sha256={name: digest for name, digest in self._sha256.items() if self._belongs(name, optimizer)},
             report=milestone.report,
         )
         self._round = None
@@ -232,7 +236,7 @@ class Store:
         directory = self._state / "versions" / str(version.version)
         directory.mkdir(exist_ok=True)
         for tier, body in version.sections.items():
-            replace(directory / f"{tier}.safetensors", body)
+            self._replace(directory / f"{tier}.safetensors", body)
         self._rounds[version.version] = version.round
         adapters.export(self._output / "adapter", version.tensors(), self._peft)
 
@@ -241,14 +245,33 @@ class Store:
         sections = {str(tier): self._needed(directory / f"{tier}.safetensors") for tier in Tier}
         return Version(version=number, round=self._rounds[number], sections=sections)
 
+    def _is_usable(self, number: int, state: _State) -> bool:
+        """Whether a version can be read; only the current one has to be."""
+        files = [self._state / "versions" / str(number) / f"{tier}.safetensors" for tier in Tier]
+        intact = all(read_checked(file, self._sha256.get(self._name(file), "")) is not None for file in files)
+        if not intact and number != state.version:
+            log.warning("an adapter version is damaged and is passed over", version=number)
+        return intact or number == state.version
+
     def _needed(self, file: Path) -> bytes:
-        try:
-            return file.read_bytes()
-        except OSError as error:
+        content = read_checked(file, self._sha256.get(self._name(file), ""))
+        if content is None:
             raise UsageError(
-                f"{self._output} cannot be gone on with: {file}: {error.strerror}",
+                f"{self._output} cannot be gone on with: {file} is damaged or missing",
                 fix="choose another --output, or --fresh",
-            ) from None
+            )
+        return content
+
+    def _replace(self, file: Path, content: bytes) -> None:
+        replace(file, content)
+        self._sha256[self._name(file)] = sha256(content)
+
+    def _name(self, file: Path) -> str:
+        return file.relative_to(self._state).as_posix()
+
+    def _belongs(self, name: str, optimizer: Path) -> bool:
+        file = self._state / name
+        return file == optimizer or file.parent.name in map(str, self._rounds)
 
     def _write_report(self, report: Report, *, final: bool) -> None:
         report.wall_s = self._earlier_s + clock.now() - self._started

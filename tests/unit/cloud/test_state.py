@@ -81,6 +81,13 @@ def begun(output: Path, *checkpoints: RoundCheckpoint) -> Store:
     return made
 
 
+def after_one_round(output: Path) -> None:
+    made = make_store(output)
+    for number in (0, 1):
+        made.take(version(number))
+        made.take(milestone(number))
+
+
 def found(output: Path) -> Saved:
     saved = make_store(output).load()
     assert saved is not None
@@ -105,10 +112,7 @@ def test_there_is_nothing_before_the_first_milestone(tmp_path: Path) -> None:
 
 
 def test_a_milestone_is_found_with_its_optimizer_and_versions(tmp_path: Path) -> None:
-    made = make_store(tmp_path)
-    for number in (0, 1):
-        made.take(version(number))
-        made.take(milestone(number))
+    after_one_round(tmp_path)
     saved = found(tmp_path)
     assert (saved.earlier.round, saved.version, saved.optimizer) == (1, 1, b"after 1")
     assert saved.versions == [version(0), version(1)]
@@ -201,6 +205,24 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, 
     begun(tmp_path, checkpoint(5), checkpoint(10))
     (tmp_path / "state" / "cloud" / "round" / "000010.safetensors").write_bytes(damage)
     assert steps(tmp_path) == [5]
+
+
+@pytest.mark.parametrize("file", ["optimizer-1.safetensors", "versions/1/edge.safetensors"])
+@pytest.mark.parametrize("damage", [b"", b"something else"])
+def test_a_damaged_file_of_the_last_milestone_is_refused_by_name(
+    tmp_path: Path, file: str, damage: bytes
+) -> None:
+    after_one_round(tmp_path)
+    (tmp_path / "state" / "cloud" / file).write_bytes(damage)
+    with pytest.raises(UsageError, match=f"{file} is damaged") as caught:
+        found(tmp_path)
+    assert "--fresh" in caught.value.fix
+
+
+def test_an_older_version_that_is_damaged_is_passed_over(tmp_path: Path) -> None:
+    after_one_round(tmp_path)
+    (tmp_path / "state" / "cloud" / "versions" / "0" / "cloud.safetensors").write_bytes(b"")
+    assert [each.version for each in found(tmp_path).versions] == [1]
 
 
 def test_a_power_cut_before_a_checkpoint_is_entered_leaves_those_before(
