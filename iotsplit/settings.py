@@ -17,6 +17,7 @@ class Codec(StrEnum):
     FP32 = "fp32"
     BF16 = "bf16"
     INT8 = "int8"
+    INT4 = "int4"
 
 
 class Aggregation(StrEnum):

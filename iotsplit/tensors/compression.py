@@ -6,6 +6,7 @@ scheme   data, little-endian, row after row
 fp32     float32 values
 bf16     upper halves of float32 values, rounded half to even
 int8     per token (row of the last dimension) a float32 scale; then int8 values, scale = max / 127
+int4     see `iotsplit.tensors.int4`
 i32      token ids and labels
 u8       masks, and ids or labels if all are within 0..255
 =======  =====================================================================================
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from iotsplit.errors import NotFiniteError, TensorRefusedError
 from iotsplit.messages import PackedTensor
 from iotsplit.settings import Codec
+from iotsplit.tensors import int4
 
 Shape = tuple[int, ...]
 
@@ -228,6 +230,7 @@ SCHEMES: dict[Codec, Scheme] = {
     Codec.INT8: Scheme(
         pack=_pack_int8, unpack=_unpack_int8, size_bytes=lambda tokens, width: tokens * (4 + width)
     ),
+    Codec.INT4: Scheme(pack=int4.pack, unpack=int4.unpack, size_bytes=int4.size_bytes),
 }
 
 _INTEGERS: dict[str, np.dtype[Any]] = {"i32": np.dtype("<i4"), "u8": np.dtype("u1")}

@@ -1,0 +1,164 @@
+"""What a codec at the two cuts costs in loss: a model trained in one process, with its boundary tensors packed.
+
+    python benchmarks/codec_loss.py --data plant ../logs --codecs fp32 int8 int4 int4:int8 --seeds 0 1
+
+Only the codec differs between the runs of a data set and seed. Prints held-out loss before and after, the
+difference to fp32, and the bits per value of each way.
+"""
+
+import argparse
+import csv
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from iotsplit.datasets import partition
+from iotsplit.runtime import serve
+from iotsplit.settings import Codec, TrainingSettings
+from iotsplit.tensors import adapters
+from iotsplit.tensors.compression import SCHEMES, pack, unpack
+from iotsplit.tensors.models import resolve
+from iotsplit_device.batches import Batches, MicroBatch
+from iotsplit_device.tokens import tokenize
+
+WIDTH = 576
+
+
+def around(tensor: torch.Tensor, codec: Codec) -> torch.Tensor:
+    """What the other side of the bus gets."""
+    return unpack(pack(tensor, codec), shape=tuple(tensor.shape), codec=codec)
+
+
+class Bus(torch.autograd.Function):
+    """A boundary: activations one way, gradients the other."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, up: Codec, down: Codec) -> torch.Tensor:
+        ctx.down = down
+        return around(hidden, up)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return around(gradients[0], ctx.down), None, None
+
+
+class Run:
+    """A model with LoRA and a bus at each cut."""
+
+    def __init__(self, directory: Path, settings: TrainingSettings, up: Codec, down: Codec) -> None:
+        config = adapters.peft_config(directory, settings, base=str(directory)) | {"inference_mode": False}
+        base = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+        layers = base.model.layers
+        for cut in settings.cut:
+            layers[cut].register_forward_pre_hook(
+                lambda _, args, kwargs: ((Bus.apply(args[0], up, down), *args[1:]), kwargs),  # type: ignore[no-untyped-call]
+                with_kwargs=True,
+            )
+        self.model = get_peft_model(base, LoraConfig(**config))
+        self.model.eval()
+        names = {n.replace(".default", ""): p for n, p in self.model.named_parameters() if p.requires_grad}
+        first = adapters.initial(directory, settings)
+        for name, parameter in names.items():
+            parameter.data.copy_(first[name])
+        self._optimizer = adapters.make_optimizer(names, settings)
+
+    def loss_sum(self, batch: MicroBatch) -> torch.Tensor:
+        logits = self.model(input_ids=batch.ids, attention_mask=batch.mask).logits
+        return torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), batch.labels.flatten(), ignore_index=-100, reduction="sum"
+        )
+
+    def step(self, batches: Sequence[MicroBatch]) -> None:
+        tokens = sum(batch.tokens for batch in batches)
+        for batch in batches:
+            torch.autograd.backward(self.loss_sum(batch) / tokens)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def score(self, batches: Sequence[MicroBatch]) -> float:
+        with torch.no_grad():
+            total = sum(float(self.loss_sum(batch)) for batch in batches)
+        return total / sum(batch.tokens for batch in batches)
+
+
+def batches_of(data: str, directory: Path, settings: TrainingSettings) -> Batches:
+    """All devices' records as one."""
+    records = [record for share in partition.load(data).values() for record in share]
+    length, size = settings.sequence_length, settings.batch_size
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    train, held_out = tokenize(records, tokenizer, sequence_length=length, batch_size=size, seed=settings.seed)
+    return Batches(
+        train, held_out, seed=settings.seed, device="all", batch_size=size, micro_batches=settings.micro_batches
+    )
+
+
+def bits(codec: Codec) -> float:
+    """Bits per value at this width."""
+    return 8 * SCHEMES[codec].size_bytes(1000, WIDTH) / (1000 * WIDTH)
+
+
+def parsed() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--data", nargs="+", default=["plant"])
+    parser.add_argument("--codecs", nargs="+", default=["fp32", "int8", "int4", "int4:int8"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--output", type=Path, help="a CSV file; rows are added as they come")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run everything and print a table."""
+    options = parsed()
+    torch.set_num_threads(options.threads)
+    directory = resolve(options.model, serve.cache_directory())
+    rows: list[dict[str, Any]] = []
+    for data in options.data:
+        for seed in options.seeds:
+            for codec in options.codecs:
+                up, _, down = codec.partition(":")
+                settings = TrainingSettings(seed=seed, local_steps=options.steps, rounds=1)
+                batches = batches_of(data, directory, settings)
+                run = Run(directory, settings, Codec(up), Codec(down or up))
+                before = run.score(batches.evaluation())
+                for step in range(options.steps):
+                    run.step(batches.step(1, step, local_steps=options.steps))
+                row = {"data": Path(data).name, "seed": seed, "codec": codec}
+                row |= {"up_bits": bits(Codec(up)), "down_bits": bits(Codec(down or up))}
+                row |= {"before": before, "after": run.score(batches.evaluation())}
+                rows.append(row)
+                print(
+                    "  ".join(f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()), flush=True
+                )
+    if options.output:
+        with options.output.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys())
+            writer.writeheader()
+            writer.writerows(rows)
+    summary(rows)
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> None:
+    """Differences to fp32 of the same data and seed."""
+    exact = {(row["data"], row["seed"]): row["after"] for row in rows if row["codec"] == "fp32"}
+    for codec in dict.fromkeys(row["codec"] for row in rows):
+        gaps = [
+            row["after"] - exact[row["data"], row["seed"]]
+            for row in rows
+            if row["codec"] == codec and (row["data"], row["seed"]) in exact
+        ]
+        if gaps:
+            spread = f"{min(gaps):+.4f} to {max(gaps):+.4f}"
+            print(f"{codec:12} loss - fp32: mean {statistics.mean(gaps):+.4f}, {spread}")
+
+
+if __name__ == "__main__":
+    main()
