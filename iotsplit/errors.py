@@ -15,7 +15,8 @@
         ├── MessageTooLargeError
         ├── ChunkMismatchError
         ├── TensorRefusedError
-        └── NotFiniteError
+        ├── NotFiniteError
+        └── DivergedError         what we made of what arrived: repeating it does not mend it
 """
 
 
@@ -124,3 +125,14 @@ class NotFiniteError(PeerError):
     def __init__(self, name: str) -> None:
         super().__init__(f"{name} holds NaN or infinite values")
         self.name = name
+
+
+class DivergedError(PeerError):
+    """What was computed from what arrived is not finite or too large, and may not be sent or stepped with.
+
+    It will be the same again: no repetition mends it.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason

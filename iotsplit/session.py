@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from iotsplit.errors import DivergedError, PeerError
 from iotsplit.messages import (
     Contents,
     Frame,
@@ -208,10 +209,11 @@ class Awaited:
         """Stop waiting for what belongs to that step or a later one."""
         self._waiting = {i: waiting for i, waiting in self._waiting.items() if i.step < step}
 
-    def is_hopeless(self, identity: Identity) -> bool:
-        """Whether a frame that was refused has been asked for often enough."""
+    def is_hopeless(self, identity: Identity, error: PeerError) -> bool:
+        """Whether a frame that was refused has been asked for often enough, or would lead to the same again."""
         waiting = self._waiting.get(identity)
-        return waiting is not None and waiting.asked >= MAX_ASKED
+        asked = waiting is not None and waiting.asked >= MAX_ASKED
+        return asked or isinstance(error, DivergedError)
 
     def hurry(self, now: float) -> None:
         """Ask for everything at once, and again soon: what was on its way is gone."""

@@ -56,6 +56,8 @@ class TrainingSettings:
         labels: Where the loss is computed. With `cloud` the token ids of the training text reach the cloud.
         codec: Encoding of activations and gradients.
         aggregation: How adapters are averaged: A and B apart, or their product.
+        norm_bound: Largest root mean square of hidden states and largest norm of a gradient; a session that
+            exceeds it leaves the round.
         rank: Rank of the LoRA adapter.
         alpha: Scale of the LoRA adapter (the update is multiplied by alpha / rank).
         target_modules: Names of the linear layers to adapt, or `all-linear`.
@@ -75,6 +77,7 @@ class TrainingSettings:
     labels: Labels = Labels.CLOUD
     codec: Codec = Codec.INT8
     aggregation: Aggregation = Aggregation.FEDAVG
+    norm_bound: float = 1e5
     rank: int = 8
     alpha: float = 16.0
     target_modules: tuple[str, ...] = ("q_proj", "v_proj")
@@ -101,6 +104,8 @@ class TrainingSettings:
             )
         if not 0 < self.learning_rate < float("inf") or not 0 < self.alpha < float("inf"):
             raise UsageError("learning_rate and alpha must be above 0", fix="for example 1e-3 and 16")
+        if not 0 < self.norm_bound < float("inf"):
+            raise UsageError(f"norm_bound {self.norm_bound} is no bound", fix="use a number such as 1e5")
         if not self.target_modules:
             raise UsageError("target_modules is empty", fix="name linear layers, or all-linear")
         if self.evaluate not in {"rounds", "ends"}:

@@ -147,6 +147,7 @@ class Fleet:
             peft=adapters.peft_config(self._model, self._settings),
             chunk_bytes=61440,
             shapes={t: {n: tuple(v.shape) for n, v in first.section(t).items()} for t in Tier},
+            settings=self._settings,
             held=[first],
         )
         tail.load(first.sections[Tier.CLOUD])

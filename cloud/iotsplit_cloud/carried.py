@@ -96,7 +96,7 @@ class Carried:
         try:
             session.check(frame.tier, update, self._check)
         except PeerError as error:
-            if session.awaited.is_hopeless(frame.identity):
+            if session.awaited.is_hopeless(frame.identity, error):
                 session.unfit = str(error)
             raise
         self._updates[frame.device][frame.tier] = update

@@ -106,6 +106,7 @@ def make_role(
         shapes={
             tier: {name: tuple(value.shape) for name, value in held[-1].section(tier).items()} for tier in Tier
         },
+        settings=settings,
         held=held,
     )
     if saved:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from iotsplit.errors import QuorumError
+from iotsplit.errors import QuorumError, RunFailedError
 from iotsplit.messages import Frame, Update
 from iotsplit.plan import Tier
 from iotsplit.role import Output
@@ -271,6 +271,7 @@ class Conductor:
         if isinstance(activity, TrainingRound):
             return self._trained(activity, now)
         if not activity.sessions:
+            self._check_fitness(activity)
             return self.enter(Phase.WAITING)  # nobody is left to be scored; again when someone is back
         when = "before" if self._p.chronicle.needs_baseline else "after"
         self._evaluated = True
@@ -284,6 +285,14 @@ class Conductor:
             said.append(self._event("finished", self._agent, f"after {self.round} rounds"))
         return [*said, self.milestone(), *self._begin(now)]
 
+    def _check_fitness(self, evaluation: EvaluationRound) -> None:
+        if evaluation.unfit and evaluation.unfit.keys() == evaluation.dropped.keys():
+            raise RunFailedError(
+                f"version {self._p.library.current.version} gives no usable numbers on any device "
+                f"({next(iter(evaluation.unfit.values()))})",
+                fix="start over with a lower learning_rate or aggregation trimmed; or raise norm_bound",
+            )
+
     def _trained(self, training: TrainingRound, now: float) -> list[Output]:
         p = self._p
         last = self.round >= p.settings.rounds
@@ -293,7 +302,6 @@ class Conductor:
             version = p.library.add(
                 training.updates | late,
                 cloud=p.tail.adapter(),
-                rule=p.settings.aggregation,
                 round_=self.round,
             )
             said += [version, *p.library.publish(), *p.library.forget()]

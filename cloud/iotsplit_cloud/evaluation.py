@@ -4,11 +4,12 @@ import math
 
 import msgspec
 
-from iotsplit.errors import MalformedMessageError, TensorRefusedError
+from iotsplit.errors import MalformedMessageError, PeerError, TensorRefusedError
 from iotsplit.messages import (
     Activation,
     Frame,
     Score,
+    Stuck,
     Want,
 )
 from iotsplit.plan import Labels, Tier
@@ -63,6 +64,8 @@ class EvaluationRound:
     ) -> None:
         self.sessions = new_sessions(assignments, settings, now)
         self.dropped: dict[str, str] = {}
+        self.unfit: dict[str, str] = {}
+        """Those of the dropped whose numbers were not acceptable."""
         self._settings = settings
         self._tail = tail
         self._steps: dict[str, int] = {}  # steps of each session, once it has said so
@@ -94,9 +97,17 @@ class EvaluationRound:
             return []
         if isinstance(frame.content, Want):
             return list(session.again(frame, frame.content))
+        if isinstance(frame.content, Stuck) and frame.content.unfit:
+            session.unfit = frame.content.reason
+            return []
         if frame.identity not in session.awaited:
             return self._repeated(session, frame)
-        said = self._take(session, frame, now)
+        try:
+            said = self._take(session, frame, now)
+        except PeerError as error:
+            if session.awaited.is_hopeless(frame.identity, error):
+                session.unfit = str(error)
+            raise
         session.awaited.arrived(frame.identity, now)
         session.progress(now)
         return said
@@ -127,8 +138,10 @@ class EvaluationRound:
     def drop(self, device: str, reason: str, now: float) -> list[Output]:
         """Go on without a session."""
         del now
-        self.sessions.pop(device)
+        session = self.sessions.pop(device)
         self.dropped[device] = reason
+        if session.unfit:
+            self.unfit[device] = session.unfit
         return []
 
     def _take(self, session: CloudSession, frame: Frame, now: float) -> list[Output]:

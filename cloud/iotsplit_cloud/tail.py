@@ -5,11 +5,10 @@ from collections.abc import Mapping
 
 import torch
 
-from iotsplit.errors import NotFiniteError, TensorRefusedError
+from iotsplit.errors import DivergedError, NotFiniteError
 from iotsplit.messages import (
     Activation,
     Gradient,
-    PackedTensor,
     Score,
     TailGradient,
     TailHidden,
@@ -17,7 +16,8 @@ from iotsplit.messages import (
 from iotsplit.settings import TrainingSettings
 from iotsplit.tensors import adapters
 from iotsplit.tensors.boundary import Boundary
-from iotsplit.tensors.compression import pack, unpack, unpack_labels, unpack_mask
+from iotsplit.tensors.compression import unpack_labels, unpack_mask
+from iotsplit.tensors.exchange import Exchange
 from iotsplit.tensors.parts import Part
 from iotsplit.tensors.trained import Trained
 
@@ -39,6 +39,7 @@ class Tail:
     def __init__(self, part: Part, settings: TrainingSettings) -> None:
         self._part = part
         self._settings = settings
+        self._exchange = Exchange(settings, part.width)
         self._trained = Trained(adapters.parameters(part), settings)
         self._boundary = Boundary()
         self._shapes: dict[Key, tuple[int, ...]] = {}
@@ -71,8 +72,8 @@ class Tail:
         hidden, mask, labels = self._inputs(content, with_labels=True)
         hidden.requires_grad_()
         loss_sum, _ = self._part.loss(self._part(hidden, mask), labels)
-        below = self._accumulate(key[0], loss_sum / content.step_tokens, hidden)
-        return below, float(loss_sum.detach())
+        torch.autograd.backward(loss_sum / content.step_tokens)
+        return self._below(key[0], hidden.grad), float(loss_sum.detach())
 
     def open(self, key: Key, content: Activation) -> TailHidden:
         """Forward of one micro-batch whose loss is computed on the device."""
@@ -80,18 +81,15 @@ class Tail:
         hidden.requires_grad_()
         self._shapes[key] = tuple(hidden.shape)
         out = self._boundary.open(key, hidden, self._part(hidden, mask))
-        return TailHidden(hidden=pack(out, self._settings.codec))
+        return TailHidden(hidden=self._exchange.pack_hidden(out))
 
     def close(self, key: Key, content: TailGradient) -> Gradient:
         """Backward of a micro-batch that `open` left waiting."""
-        gradient = self._unpack(content.gradient, self._shapes[key])
+        gradient = self._exchange.unpack_gradient(content.gradient, self._shapes[key])
         if not math.isfinite(content.loss_sum):
             raise NotFiniteError("loss of a micro-batch")
         del self._shapes[key]
-        below = self._boundary.close(key, gradient)
-        self._add(key[0])
-        assert below is not None  # noqa: S101 - the cloud's inputs always carry a gradient
-        return Gradient(gradient=pack(below, self._settings.codec))
+        return self._below(key[0], self._boundary.close(key, gradient))
 
     def score(self, content: Activation) -> Score:
         """Score held-out data."""
@@ -104,7 +102,7 @@ class Tail:
         """The last layer's output of held-out data, to be scored on the device."""
         hidden, mask, _ = self._inputs(content, with_labels=False)
         with torch.no_grad():
-            return TailHidden(hidden=pack(self._part(hidden, mask), self._settings.codec))
+            return TailHidden(hidden=self._exchange.pack_hidden(self._part(hidden, mask)))
 
     def step(self, weights: Mapping[str, float]) -> None:
         """One optimizer step on the weighted sum of the sessions' gradients."""
@@ -131,14 +129,14 @@ class Tail:
         """Take over an optimizer's state."""
         self._trained.load_optimizer(state)
 
-    def _accumulate(self, session: str, loss: torch.Tensor, hidden: torch.Tensor) -> Gradient:
-        torch.autograd.backward(loss)
-        assert hidden.grad is not None  # noqa: S101 - the loss depends on it
+    def _below(self, session: str, gradient: torch.Tensor | None) -> Gradient:
+        """What goes down after a backward pass, whose own gradients join those of the session."""
+        assert gradient is not None  # noqa: S101 - the cloud's inputs always carry a gradient
         try:
-            below = Gradient(gradient=pack(hidden.grad, self._settings.codec))
-        except NotFiniteError:
-            # The micro-batch is refused and may come again: nothing of it may stay in the sum.
-            self._trained.forget_gradients()
+            self._trained.check_gradients()
+            below = Gradient(gradient=self._exchange.pack_gradient(gradient))
+        except DivergedError:
+            self._trained.forget_gradients()  # nothing of it may stay in the sum of another session
             raise
         self._add(session)
         return below
@@ -160,17 +158,10 @@ class Tail:
     def _inputs(
         self, content: Activation, *, with_labels: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        shape = content.hidden.shape
-        most = (self._settings.batch_size, self._settings.sequence_length, self._part.width)
-        fits = len(shape) == len(most) and all(0 < n <= m for n, m in zip(shape, most, strict=True))
-        if not fits or shape[2] != self._part.width:
-            raise TensorRefusedError(f"hidden states of shape {shape}, at most {most} expected")
-        hidden = self._unpack(content.hidden, shape)  # (batch, time, width)
+        shape = self._exchange.shape_of(content)
+        hidden = self._exchange.unpack_hidden(content.hidden, shape)  # (batch, time, width)
         mask = unpack_mask(content.mask, shape[:2])
         if not with_labels:
             return hidden, mask, mask
         labels = unpack_labels(content.labels, shape[:2], self._part.vocabulary, most=content.step_tokens)
         return hidden, mask, labels
-
-    def _unpack(self, packed: PackedTensor, shape: tuple[int, ...]) -> torch.Tensor:
-        return unpack(packed, shape=shape, codec=self._settings.codec)

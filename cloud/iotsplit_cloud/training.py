@@ -260,7 +260,7 @@ class TrainingRound:
                         said += self._take(session, frame, now)
                     except PeerError as error:
                         said.append(Refused(message=frame, error=error))
-                        if session.awaited.is_hopeless(frame.identity):
+                        if session.awaited.is_hopeless(frame.identity, error):
                             session.unfit = str(error)
             if not self._is_complete:
                 return said
@@ -271,6 +271,8 @@ class TrainingRound:
 
         Gradients of a session add up in the order of its micro-batches: sums of floats differ.
         """
+        if session.unfit:
+            return None  # it is about to leave
         for frame in self._held[session.assignment.device]:
             adds = isinstance(frame.content, TailGradient) or (
                 isinstance(frame.content, Activation) and self._settings.labels is Labels.CLOUD

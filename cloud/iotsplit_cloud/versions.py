@@ -12,10 +12,11 @@ from iotsplit.messages import Message, Update
 from iotsplit.plan import Tier
 from iotsplit.retained import cut_version, digest
 from iotsplit.role import Local
-from iotsplit.settings import Aggregation
+from iotsplit.settings import TrainingSettings
 from iotsplit.states import AdapterLatest, Forget
 from iotsplit.tensors import adapters
 from iotsplit.tensors.aggregation import AGGREGATORS
+from iotsplit.tensors.bounds import check_update
 
 KEPT_VERSIONS = 4
 
@@ -44,14 +45,17 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def average(
-    updates: Mapping[str, Mapping[Tier, Update]], *, shapes: Mapping[Tier, Shapes], rule: Aggregation
+    updates: Mapping[str, Mapping[Tier, Update]],
+    *,
+    shapes: Mapping[Tier, Shapes],
+    settings: TrainingSettings,
 ) -> dict[str, bytes]:
     """Average the devices' and the edges' sections, weighted by the loss tokens that each trained on.
 
     Args:
         updates: by device, then tier.
         shapes: of each tier's LoRA parameters.
-        rule: how to average.
+        settings: the fleet's, with the rule.
 
     Raises:
         PeerError: an update is not what was agreed.
@@ -62,7 +66,8 @@ def average(
         tensors = [adapters.from_bytes(update.tensors, shapes[tier]) for update in brought]
         total = sum(update.tokens for update in brought)
         weights = [update.tokens / total for update in brought]
-        sections[str(tier)] = adapters.to_bytes(AGGREGATORS[rule](tensors, weights))
+        merged = AGGREGATORS[settings.aggregation](tensors, weights)
+        sections[str(tier)] = adapters.to_bytes(merged)
     return sections
 
 
@@ -74,6 +79,7 @@ class Library:
         peft: the ``adapter_config.json`` of every version.
         chunk_bytes: largest retained message.
         shapes: of each tier's LoRA parameters.
+        settings: the fleet's.
         held: versions from before a restart.
     """
 
@@ -84,9 +90,11 @@ class Library:
         peft: dict[str, Any],
         chunk_bytes: int,
         shapes: Mapping[Tier, Shapes],
+        settings: TrainingSettings,
         held: list[Version],
     ) -> None:
         self._model, self._peft, self._chunk_bytes, self._shapes = model, peft, chunk_bytes, shapes
+        self._settings = settings
         self._versions = {version.version: version for version in held}
         self.current = held[-1]
         self.newest = max(self._versions)
@@ -106,12 +114,13 @@ class Library:
         return [*chunks, head, AdapterLatest(version=self.current.version)]
 
     def check(self, tier: Tier, update: Update) -> None:
-        """Look whether an update can be averaged.
+        """Look whether an update can be averaged, and can come from the current version.
 
         Raises:
-            PeerError: it is not what was agreed.
+            PeerError: it is not what was agreed, or further away than training goes.
         """
-        adapters.from_bytes(update.tensors, self._shapes[tier])
+        tensors = adapters.from_bytes(update.tensors, self._shapes[tier])
+        check_update(self.current.section(tier), tensors, self._settings)
 
     def rebased(self, tier: Tier, update: Update, *, since: int) -> Update | None:
         """What an update of an earlier version would be today: its change, made to the current version.
@@ -133,11 +142,11 @@ class Library:
         updates: Mapping[str, Mapping[Tier, Update]],
         *,
         cloud: bytes,
-        rule: Aggregation,
         round_: int,
     ) -> Version:
         """Make the next version from a round's updates and the cloud's own section."""
-        sections = average(updates, shapes=self._shapes, rule=rule) | {str(Tier.CLOUD): cloud}
+        averaged = average(updates, shapes=self._shapes, settings=self._settings)
+        sections = averaged | {str(Tier.CLOUD): cloud}
         self.newest += 1
         self.current = Version(version=self.newest, round=round_, sections=sections)
         self._versions[self.newest] = self.current

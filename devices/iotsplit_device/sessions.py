@@ -5,7 +5,7 @@ from typing import Protocol
 
 import torch
 
-from iotsplit.errors import MalformedMessageError, NotFiniteError, PeerError
+from iotsplit.errors import DivergedError, MalformedMessageError, PeerError
 from iotsplit.messages import (
     Activation,
     Frame,
@@ -111,7 +111,7 @@ class Training:
                 step_tokens=self._step_tokens,
                 steps=self._settings.local_steps,
             )
-        except NotFiniteError as error:
+        except DivergedError as error:
             return self._give_up(str(error))
         self._sent += 1
         at_cloud = self._settings.labels is Labels.CLOUD
@@ -135,7 +135,7 @@ class Training:
         try:
             return self._take(frame, now)
         except PeerError as error:
-            if self.awaited.is_hopeless(frame.identity):
+            if self.awaited.is_hopeless(frame.identity, error):
                 return self._give_up(str(error))
             raise
 
@@ -273,6 +273,7 @@ class Evaluation:
         self._work = work
         self._batches = work.batches.evaluation()
         self._sent = 0
+        self._problem = ""
 
     @property
     def busy(self) -> bool:
@@ -293,7 +294,10 @@ class Evaluation:
     def work(self, now: float) -> list[Output]:
         """Send the next micro-batch up."""
         at = (self._sent, 0)
-        content: Activation = self._work.infer(self._batches[self._sent], steps=len(self._batches))
+        try:
+            content: Activation = self._work.infer(self._batches[self._sent], steps=len(self._batches))
+        except DivergedError as error:
+            return self._give_up(str(error))
         self._sent += 1
         kind = "score" if self._at_cloud else "tail_hidden"
         self.awaited.expect(Identity(self.backup.assignment.session, *at, kind), now)
@@ -302,6 +306,8 @@ class Evaluation:
     def answer(self, frame: Frame, now: float) -> list[Output]:
         """Take a request for what was sent."""
         del now
+        if self._problem:
+            return self._give_up(self._problem)
         if not isinstance(frame.content, Want):
             return []
         again = self.backup.again(wanted_by(frame, frame.content))
@@ -318,6 +324,13 @@ class Evaluation:
                 self.backup.trim(Tier.EDGE, min(self._waiting_steps(), default=frame.step))
                 return []
         raise MalformedMessageError(f"a {frame.identity.kind} in an evaluation")
+
+    def _give_up(self, problem: str) -> list[Output]:
+        """Leave the evaluation: other data would fare no better."""
+        self._problem = problem
+        self._sent = len(self._batches)
+        self.awaited = Awaited()
+        return [self.backup.send(Stuck(reason=problem, unfit=True), Tier.EDGE, (self._sent, 0))]
 
     def _waiting_steps(self) -> list[int]:
         return [identity.step for identity in self.awaited.identities]

@@ -5,7 +5,6 @@ import torch
 from iotsplit.messages import (
     Activation,
     Gradient,
-    PackedTensor,
     Score,
     TailGradient,
     TailHidden,
@@ -14,7 +13,8 @@ from iotsplit.plan import Labels
 from iotsplit.settings import TrainingSettings
 from iotsplit.tensors import adapters
 from iotsplit.tensors.boundary import Boundary
-from iotsplit.tensors.compression import pack, pack_integers, unpack
+from iotsplit.tensors.compression import pack_integers
+from iotsplit.tensors.exchange import Exchange
 from iotsplit.tensors.parts import Part, sizes
 from iotsplit.tensors.trained import Trained
 from iotsplit_device.batches import Batches, MicroBatch
@@ -36,6 +36,7 @@ class DeviceWork:
         self.part = part
         self.batches = batches
         self.settings = settings
+        self._exchange = Exchange(settings, part.width)
         self._trained = Trained(adapters.parameters(part), settings)
         self._boundary = Boundary()
 
@@ -75,7 +76,7 @@ class DeviceWork:
 
     def unpack_gradient(self, content: Gradient, batch: MicroBatch) -> torch.Tensor:
         """The gradient by the micro-batch's hidden states, checked."""
-        return self._unpack(content.gradient, batch)
+        return self._exchange.unpack_gradient(content.gradient, self._shape(batch))
 
     def backward(self, key: Key, gradient: torch.Tensor) -> None:
         """Take the gradient that came down, and add up the LoRA gradients."""
@@ -83,20 +84,26 @@ class DeviceWork:
 
     def tail(self, content: TailHidden, batch: MicroBatch, *, step_tokens: int) -> TailGradient:
         """Norm, head and loss on the device: the gradient that goes up, and the loss as a number."""
-        hidden = self._unpack(content.hidden, batch).requires_grad_()
+        hidden = self._exchange.unpack_hidden(content.hidden, self._shape(batch)).requires_grad_()
         loss_sum, tokens = self.part.loss(hidden, batch.labels)
         (gradient,) = torch.autograd.grad(loss_sum / step_tokens, hidden)
         return TailGradient(
-            gradient=pack(gradient, self.settings.codec), loss_sum=float(loss_sum.detach()), tokens=tokens
+            gradient=self._exchange.pack_gradient(gradient), loss_sum=float(loss_sum.detach()), tokens=tokens
         )
 
     def score(self, content: TailHidden, batch: MicroBatch) -> Score:
         """Score held-out data on the device."""
-        loss_sum, tokens, exact, sequences = self.part.score(self._unpack(content.hidden, batch), batch.labels)
+        hidden = self._exchange.unpack_hidden(content.hidden, self._shape(batch))
+        loss_sum, tokens, exact, sequences = self.part.score(hidden, batch.labels)
         return Score(loss_sum=loss_sum, tokens=tokens, exact=exact, sequences=sequences)
 
     def step(self) -> None:
-        """One optimizer step with the gradients added up since the last."""
+        """One optimizer step with the gradients added up since the last.
+
+        Raises:
+            DivergedError: they cannot be used, and the session has to end.
+        """
+        self._trained.check_gradients()
         self._trained.step()
 
     def adapter(self) -> bytes:
@@ -106,13 +113,12 @@ class DeviceWork:
     def _activation(self, hidden: torch.Tensor, batch: MicroBatch, step_tokens: int, steps: int) -> Activation:
         to_cloud = self.settings.labels is Labels.CLOUD
         return Activation(
-            hidden=pack(hidden, self.settings.codec),
+            hidden=self._exchange.pack_hidden(hidden),
             mask=pack_integers(batch.mask.to(torch.uint8)),
             labels=pack_integers(batch.labels.to(torch.int32)) if to_cloud else None,
             step_tokens=step_tokens,
             steps=steps,
         )
 
-    def _unpack(self, packed: PackedTensor, batch: MicroBatch) -> torch.Tensor:
-        shape = (*batch.ids.shape, self.part.width)
-        return unpack(packed, shape=shape, codec=self.settings.codec)
+    def _shape(self, batch: MicroBatch) -> tuple[int, ...]:
+        return (*batch.ids.shape, self.part.width)

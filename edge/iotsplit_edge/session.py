@@ -5,14 +5,13 @@ from typing import Protocol
 
 import msgspec
 
-from iotsplit.errors import PeerError
+from iotsplit.errors import DivergedError, PeerError
 from iotsplit.messages import (
     Activation,
     Frame,
     Gradient,
     Identity,
     Message,
-    PackedTensor,
     Resume,
     Score,
     Stuck,
@@ -31,6 +30,13 @@ from iotsplit_edge.start import Start
 from iotsplit_edge.work import EdgeWork, Key
 
 OTHER_END = {Tier.DEVICE: Tier.CLOUD, Tier.CLOUD: Tier.DEVICE}
+SOURCE = {
+    "activation": Tier.DEVICE,
+    "tail_hidden": Tier.CLOUD,
+    "tail_gradient": Tier.DEVICE,
+    "gradient": Tier.CLOUD,
+}
+"""Which side each kind comes from in a training session."""
 
 
 class EdgeSession(Protocol):
@@ -68,7 +74,8 @@ class Evaluation:
         self.awaited = Awaited()
         self.backup = Backup(assignment, Tier.EDGE, every=settings.checkpoint_every)
         self._work = work
-        self._labels_stay = settings.labels is Labels.DEVICE
+        scorer = Tier.DEVICE if settings.labels is Labels.DEVICE else Tier.CLOUD
+        self._source = {TailHidden: Tier.CLOUD, Score: scorer}
 
     def begin(self, now: float) -> list[Output]:
         """Nothing has to be found first."""
@@ -91,10 +98,10 @@ class Evaluation:
                 return answer(self.backup, frame, want)
             case Activation() as content if frame.tier is Tier.DEVICE:
                 return [self._answered(frame) or self._send_up(frame.step, content)]
-            case TailHidden(hidden=tensor) if frame.tier is Tier.CLOUD:
-                return pass_on(self.backup, self._work, frame, tensor)
-            case Score() if (frame.tier is Tier.DEVICE) is self._labels_stay:
+            case TailHidden() | Score() as content if frame.tier is self._source[type(content)]:
                 return pass_on(self.backup, self._work, frame)
+            case Stuck(unfit=True) as stuck if frame.tier is Tier.DEVICE:
+                return [self.backup.send(stuck, Tier.CLOUD, (frame.step, frame.micro_batch))]
         return []
 
     def _answered(self, frame: Frame) -> Frame | None:
@@ -104,7 +111,10 @@ class Evaluation:
         return next((each for each in answers if each is not None and each.to_tier is Tier.DEVICE), None)
 
     def _send_up(self, step: int, content: Activation) -> Frame:
-        up = self._work.forward((step, 0), content, training=False)
+        try:
+            up = self._work.forward((step, 0), content, training=False)
+        except DivergedError as error:
+            return self.backup.send(Stuck(reason=str(error), unfit=True), Tier.CLOUD, (step, 0))
         for tier in OTHER_END:
             self.backup.trim(tier, step - KEPT_EVALUATIONS)
         self._work.trim(step - KEPT_EVALUATIONS)
@@ -155,6 +165,8 @@ class Training:
         self._early: dict[Key, Frame] = {}
         self._gradients: dict[Key, Frame] = {}
         self._step_tokens = 0
+        self._problem = ""
+        self._labels_stay = settings.labels is Labels.DEVICE
 
     def begin(self, now: float) -> list[Output]:
         """Ask both neighbours for what they kept, if the session has been somewhere before."""
@@ -187,6 +199,8 @@ class Training:
 
     def handle(self, frame: Frame, now: float) -> list[Output]:
         """Take a frame from the device or from the cloud."""
+        if self._problem:
+            return self._give_up(self._problem)  # the cloud may not have heard of it
         if isinstance(frame.content, Want | Resume | Stuck):
             return self._reply(frame)
         key = (frame.step, frame.micro_batch)
@@ -196,13 +210,34 @@ class Training:
                 self._early[key] = frame
             case Gradient() if not from_below and self._backward <= key and self._is_near(key):
                 self._gradients[key] = frame
-            case TailHidden(hidden=tensor) if not from_below and key < self._forward:
-                return pass_on(self.backup, self._work, frame, tensor)
-            case TailGradient(gradient=tensor) if from_below and key < self._forward:
-                return pass_on(self.backup, self._work, frame, tensor)
+            case TailHidden() if not from_below and key < self._forward:
+                return self._pass_on(frame, now)
+            case TailGradient() if from_below and key < self._forward:
+                return self._pass_on(frame, now)
             case _:
                 return []  # a repetition, or from the wrong side
         return self._go_on(now)
+
+    def _pass_on(self, frame: Frame, now: float) -> list[Output]:
+        try:
+            said = pass_on(self.backup, self._work, frame)
+        except PeerError as error:
+            if self.awaited.is_hopeless(frame.identity, error):
+                return self._give_up(str(error))
+            raise
+        key = (frame.step, frame.micro_batch)
+        self.awaited.arrived(frame.identity, now)
+        if said and isinstance(frame.content, TailHidden):
+            self.awaited.expect(self._identity("tail_gradient", key), now)
+        return said
+
+    def _give_up(self, problem: str) -> list[Output]:
+        """Leave the round: no step can follow this one."""
+        self._problem = problem
+        self._early.clear()
+        self._gradients.clear()
+        self.awaited = Awaited()
+        return [self.backup.send(Stuck(reason=problem, unfit=True), Tier.CLOUD)]
 
     def _reply(self, frame: Frame) -> list[Output]:
         match frame.content:
@@ -216,9 +251,8 @@ class Training:
 
     def ask(self, now: float) -> list[Output]:
         """Requests for what is late."""
-        source = {"activation": Tier.DEVICE, "gradient": Tier.CLOUD}
         return [
-            self.backup.send(Want(wanted=late.kind), source[late.kind], (late.step, late.micro_batch))
+            self.backup.send(Want(wanted=late.kind), SOURCE[late.kind], (late.step, late.micro_batch))
             for late in self.awaited.late(now)
         ]
 
@@ -248,8 +282,8 @@ class Training:
                         said += self._send_down(content, now)
             except PeerError as error:
                 said.append(Refused(message=frame, error=error))
-                if self.awaited.is_hopeless(frame.identity):
-                    said.append(self.backup.send(Stuck(reason=str(error), unfit=True), Tier.CLOUD))
+                if self.awaited.is_hopeless(frame.identity, error):
+                    said += self._give_up(str(error))
         return said
 
     def _next_frame(self) -> Frame | None:
@@ -266,13 +300,16 @@ class Training:
         self._forward = self._after(key)
         self.awaited.arrived(self._identity("activation", key), now)
         self.awaited.expect(self._identity("gradient", key), now)
+        if self._labels_stay:
+            self.awaited.expect(self._identity("tail_hidden", key), now)
         return [self.backup.keep(up, Tier.CLOUD, key)]
 
     def _send_down(self, content: Gradient, now: float) -> list[Output]:
         key = self._backward
         down = self._work.backward(key, content)
         self._backward = self._after(key)
-        self.awaited.arrived(self._identity("gradient", key), now)
+        for kind in ("tail_hidden", "tail_gradient", "gradient"):
+            self.awaited.arrived(self._identity(kind, key), now)
         said: list[Output] = [self.backup.keep(down, Tier.DEVICE, key)]
         return [*said, *self._finish_step(key[0], now)] if self._backward[0] > key[0] else said
 
@@ -356,7 +393,7 @@ class Training:
         return (step + 1, 0) if last else (step, micro_batch + 1)
 
 
-def pass_on(backup: Backup, work: EdgeWork, frame: Frame, tensor: PackedTensor | None = None) -> list[Output]:
+def pass_on(backup: Backup, work: EdgeWork, frame: Frame) -> list[Output]:
     """Hand a frame that concerns only the ends to the other end, once.
 
     Raises:
@@ -366,10 +403,10 @@ def pass_on(backup: Backup, work: EdgeWork, frame: Frame, tensor: PackedTensor |
     key = (frame.step, frame.micro_batch)
     if frame.identity in backup:
         return []
-    if tensor is not None:
+    if isinstance(frame.content, TailHidden | TailGradient):
         if not work.knows(key):
             return []
-        work.check(key, tensor)
+        work.check(key, frame.content)
     return [backup.keep(frame.content, OTHER_END[frame.tier], key)]
 
 

@@ -2,13 +2,13 @@
 
 import torch
 
-from iotsplit.errors import TensorRefusedError
-from iotsplit.messages import Activation, Gradient, PackedTensor
+from iotsplit.messages import Activation, Gradient, TailGradient, TailHidden
 from iotsplit.plan import Labels
 from iotsplit.settings import TrainingSettings
 from iotsplit.tensors import adapters
 from iotsplit.tensors.boundary import Boundary
-from iotsplit.tensors.compression import pack, unpack, unpack_labels, unpack_mask
+from iotsplit.tensors.compression import unpack_labels, unpack_mask
+from iotsplit.tensors.exchange import Exchange
 from iotsplit.tensors.parts import Part, sizes
 from iotsplit.tensors.trained import Trained
 
@@ -28,6 +28,7 @@ class EdgeWork:
     def __init__(self, part: Part, settings: TrainingSettings, adapter: bytes) -> None:
         self._part = part
         self._settings = settings
+        self._exchange = Exchange(settings, part.width)
         shapes = {name: tuple(value.shape) for name, value in adapters.parameters(part).items()}
         self._trained = Trained(adapters.fresh(adapters.from_bytes(adapter, shapes)), settings)
         self._boundary = Boundary()
@@ -39,9 +40,13 @@ class EdgeWork:
         return sizes(self._part)
 
     def forward(self, key: Key, content: Activation, *, training: bool) -> Activation:
-        """Run hidden states through the part; when training, the graph stays open for the gradient."""
-        shape = self._check(content)
-        hidden = self._unpack(content.hidden, shape)  # (batch, time, width)
+        """Run hidden states through the part; when training, the graph stays open for the gradient.
+
+        Raises:
+            PeerError: the activation cannot be used; a DivergedError if what was made of it cannot.
+        """
+        shape = self._exchange.shape_of(content)
+        hidden = self._exchange.unpack_hidden(content.hidden, shape)  # (batch, time, width)
         mask = unpack_mask(content.mask, shape[:2])
         if self._settings.labels is Labels.CLOUD:
             # What is passed on is not taken a second time: here garbage must not stand in the real one's way.
@@ -53,7 +58,7 @@ class EdgeWork:
         if training:
             out = self._boundary.open(key, hidden, out)
         return Activation(
-            hidden=pack(out, self._settings.codec),
+            hidden=self._exchange.pack_hidden(out),
             mask=content.mask,
             labels=content.labels,
             step_tokens=content.step_tokens,
@@ -64,13 +69,17 @@ class EdgeWork:
         """Whether the shape of what went up at `key` is known."""
         return key in self._shapes
 
-    def check(self, key: Key, packed: PackedTensor) -> None:
+    def check(self, key: Key, content: TailHidden | TailGradient) -> None:
         """Look whether a tensor that is only passed on fits what went up at `key`.
 
         Raises:
             PeerError: it is not what was agreed.
         """
-        self._unpack(packed, self._shapes[key])
+        match content:
+            case TailHidden(hidden=packed):
+                self._exchange.unpack_hidden(packed, self._shapes[key])
+            case TailGradient(gradient=packed):
+                self._exchange.unpack_gradient(packed, self._shapes[key])
 
     def trim(self, before_step: int) -> None:
         """Forget the shapes of steps before that one."""
@@ -80,15 +89,21 @@ class EdgeWork:
         """Take a gradient from above, add up the session's LoRA gradients, and give the one below.
 
         Raises:
+            DivergedError: what was made of the gradient cannot be used, and the session has to end.
             PeerError: the gradient cannot be used; it is as if it had not come.
         """
-        gradient = self._unpack(content.gradient, self._shapes[key])
+        gradient = self._exchange.unpack_gradient(content.gradient, self._shapes[key])
         below = self._boundary.close(key, gradient)
         assert below is not None  # noqa: S101 - an edge's inputs always carry a gradient
-        return Gradient(gradient=pack(below, self._settings.codec))
+        return Gradient(gradient=self._exchange.pack_gradient(below))
 
     def step(self) -> None:
-        """One step of the session's optimizer."""
+        """One step of the session's optimizer.
+
+        Raises:
+            DivergedError: its gradients cannot be used, and the session has to end.
+        """
+        self._trained.check_gradients()
         self._trained.step()
 
     def checkpoint(self) -> bytes:
@@ -106,17 +121,3 @@ class EdgeWork:
     def adapter(self) -> bytes:
         """The session's LoRA parameters as they are."""
         return self._trained.adapter()
-
-    def _check(self, content: Activation) -> tuple[int, ...]:
-        # The sender says how long its sequences are; never more than what was agreed.
-        shape = content.hidden.shape
-        limits = (self._settings.batch_size, self._settings.sequence_length, self._part.width)
-        fits = len(shape) == len(limits) and all(
-            0 < size <= most for size, most in zip(shape, limits, strict=True)
-        )
-        if not fits or shape[2] != self._part.width:
-            raise TensorRefusedError(f"hidden states of shape {shape}, at most {limits} expected")
-        return shape
-
-    def _unpack(self, packed: PackedTensor, shape: tuple[int, ...]) -> torch.Tensor:
-        return unpack(packed, shape=shape, codec=self._settings.codec)

@@ -24,6 +24,7 @@ from iotsplit.errors import NotFiniteError, TensorRefusedError, UsageError
 from iotsplit.plan import PartPlan
 from iotsplit.settings import Optimizer, TrainingSettings
 from iotsplit.tensors import skeleton
+from iotsplit.tensors.bounds import BETAS
 from iotsplit.tensors.parts import Part
 from iotsplit.tensors.skeleton import Skeleton
 
@@ -202,7 +203,7 @@ def make_optimizer(own: Mapping[str, nn.Parameter], settings: TrainingSettings) 
     ordered = [own[name] for name in sorted(own)]
     if settings.optimizer is Optimizer.SGD:
         return torch.optim.SGD(ordered, lr=settings.learning_rate)
-    return torch.optim.AdamW(ordered, lr=settings.learning_rate, weight_decay=0.0)
+    return torch.optim.AdamW(ordered, lr=settings.learning_rate, betas=BETAS, weight_decay=0.0)
 
 
 def _plain(value: Any) -> Any:

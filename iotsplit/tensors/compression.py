@@ -53,43 +53,47 @@ class Scheme:
     size_bytes: Callable[[int, int], int]
 
 
-def pack(tensor: torch.Tensor, codec: Codec) -> PackedTensor:
+def pack(tensor: torch.Tensor, codec: Codec, *, largest_norm: float = math.inf) -> PackedTensor:
     """Pack activations or gradients.
 
     Args:
         tensor: (..., width) of floats.
         codec: what the fleet agreed on.
+        largest_norm: Euclidean norm of all values that is not too large.
 
     Raises:
         NotFiniteError: a value is NaN or infinite, or becomes so.
+        TensorRefusedError: the norm is too large.
     """
     values = tensor.detach().to(torch.float32)
-    _check_finite(values, "tensor to send")
+    _check_norm(values, largest_norm, "tensor to send")
     tokens, width = _rows(tuple(values.shape))
     data = SCHEMES[codec].pack(values.reshape(tokens, width))
     return PackedTensor(scheme=codec.value, shape=tuple(tensor.shape), data=data)
 
 
-def unpack(packed: PackedTensor, *, shape: Shape, codec: Codec) -> torch.Tensor:
+def unpack(packed: PackedTensor, *, shape: Shape, codec: Codec, largest_norm: float = math.inf) -> torch.Tensor:
     """Unpack what a peer sent.
 
     Args:
         packed: from the bus, untrusted.
         shape: what it must have.
         codec: what it must be packed with.
+        largest_norm: Euclidean norm of all values that is not too large.
 
     Returns:
         float32 values of `shape`.
 
     Raises:
-        TensorRefusedError: another scheme, shape or length; found before anything is allocated.
+        TensorRefusedError: another scheme, shape or length, found before anything is allocated; or the norm
+            is too large.
         NotFiniteError: a value is NaN or infinite.
     """
     scheme = SCHEMES[codec]
     tokens, width = _rows(shape)
     _check(packed, (codec.value,), shape, scheme.size_bytes(tokens, width))
     values = torch.from_numpy(scheme.unpack(packed.data, tokens, width)).reshape(shape)
-    _check_finite(values, "tensor received")
+    _check_norm(values, largest_norm, "tensor received")
     return values
 
 
@@ -165,7 +169,8 @@ def _unpack_fp32(data: bytes, tokens: int, width: int) -> NDArray[np.float32]:  
 
 def _pack_bf16(values: torch.Tensor) -> bytes:
     halves = values.to(torch.bfloat16)
-    _check_finite(halves, "tensor to send, as bf16,")
+    if halves.numel() and not all(map(math.isfinite, torch.aminmax(halves))):
+        raise NotFiniteError("tensor to send, as bf16,")
     return halves.view(torch.int16).numpy().astype("<i2", copy=False).tobytes()
 
 
@@ -211,13 +216,15 @@ def _check(packed: PackedTensor, schemes: tuple[str, ...], shape: Shape, size_by
         raise TensorRefusedError(f"{len(packed.data)} bytes instead of {size_bytes}")
 
 
-def _check_finite(values: torch.Tensor, name: str) -> None:
-    if values.numel() == 0:
+def _check_norm(values: torch.Tensor, largest: float, name: str) -> None:
+    # NaN and infinity pass through the sum of squares: one look at the values finds everything.
+    norm = float(torch.linalg.vector_norm(values))
+    if norm <= largest and norm < math.inf:
         return
-    # NaN passes through both, and an infinity is an extreme: no mask of the whole is needed.
-    low, high = torch.aminmax(values)
-    if not (math.isfinite(low) and math.isfinite(high)):
+    if not torch.isfinite(values).all():
         raise NotFiniteError(name)
+    if norm > largest:  # else finite values, whose squares are not
+        raise TensorRefusedError(f"{name} has a norm of {norm:.3g}, over {largest:.3g}")
 
 
 SCHEMES: dict[Codec, Scheme] = {

@@ -8,6 +8,7 @@ from torch import nn
 
 from iotsplit.settings import Optimizer, TrainingSettings
 from iotsplit.tensors import adapters
+from iotsplit.tensors.bounds import check_gradients
 
 QUANTITIES: dict[Optimizer, tuple[str, ...]] = {
     Optimizer.ADAMW: ("exp_avg", "exp_avg_sq", "step"),
@@ -56,6 +57,15 @@ class Trained:
         """One optimizer step with the gradients added up since the last."""
         self._optimizer.step()
         self.forget_gradients()
+
+    def check_gradients(self) -> None:
+        """Look whether the gradients added up since the last step may be stepped with.
+
+        Raises:
+            DivergedError: they are not finite, or too large.
+        """
+        found = {name: value.grad for name, value in self.parameters.items() if value.grad is not None}
+        check_gradients(found, self._settings.norm_bound)
 
     def forget_gradients(self) -> None:
         """Drop gradients that no step has used."""

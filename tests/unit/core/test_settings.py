@@ -29,6 +29,9 @@ def test_counts_are_at_least_one(name: str) -> None:
         ({"alpha": -1.0}, "alpha"),
         ({"alpha": float("inf")}, "alpha"),
         ({"target_modules": ()}, "target_modules"),
+        ({"norm_bound": 0.0}, "norm_bound"),
+        ({"norm_bound": float("inf")}, "norm_bound"),
+        ({"norm_bound": float("nan")}, "norm_bound"),
         ({"evaluate": "never"}, "evaluate"),
     ],
 )
@@ -67,6 +70,7 @@ def test_settings_travel_unchanged() -> None:
         labels=Labels.DEVICE,
         codec=Codec.BF16,
         aggregation=Aggregation.FLEXLORA,
+        norm_bound=1 / 3,
         optimizer=Optimizer.SGD,
         learning_rate=1 / 3,
         target_modules=("all-linear",),
