@@ -25,6 +25,7 @@ class Aggregation(StrEnum):
 
     FEDAVG = "fedavg"
     FLEXLORA = "flexlora"
+    TRIMMED = "trimmed"
 
 
 class Stragglers(StrEnum):
@@ -42,6 +43,10 @@ class Optimizer(StrEnum):
     SGD = "sgd"
 
 
+MOST_TRIMMED = 0.5
+"""Below it something is left between both ends."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
     """What is trained and how; the same for all agents of a fleet.
@@ -55,7 +60,9 @@ class TrainingSettings:
         cut: First layer of the edge and first layer of the cloud.
         labels: Where the loss is computed. With `cloud` the token ids of the training text reach the cloud.
         codec: Encoding of activations and gradients.
-        aggregation: How adapters are averaged: A and B apart, or their product.
+        aggregation: How adapters are averaged: A and B apart, their product, or A and B without extreme values.
+        trim: With `trimmed`, share of the devices whose values are left out at each end; at least one of three.
+        clip_updates: Shorten updates that are longer than the median of the round, whatever the aggregation.
         norm_bound: Largest root mean square of hidden states and largest norm of a gradient; a session that
             exceeds it leaves the round.
         rank: Rank of the LoRA adapter.
@@ -77,6 +84,8 @@ class TrainingSettings:
     labels: Labels = Labels.CLOUD
     codec: Codec = Codec.INT8
     aggregation: Aggregation = Aggregation.FEDAVG
+    trim: float = 0.2
+    clip_updates: bool = False
     norm_bound: float = 1e5
     rank: int = 8
     alpha: float = 16.0
@@ -104,6 +113,8 @@ class TrainingSettings:
             )
         if not 0 < self.learning_rate < float("inf") or not 0 < self.alpha < float("inf"):
             raise UsageError("learning_rate and alpha must be above 0", fix="for example 1e-3 and 16")
+        if not 0 <= self.trim < MOST_TRIMMED:
+            raise UsageError(f"trim {self.trim} leaves nothing", fix="use 0 or more and less than 0.5")
         if not 0 < self.norm_bound < float("inf"):
             raise UsageError(f"norm_bound {self.norm_bound} is no bound", fix="use a number such as 1e5")
         if not self.target_modules:

@@ -15,6 +15,7 @@ from iotsplit.messages import (
 )
 from iotsplit.settings import TrainingSettings
 from iotsplit.tensors import adapters
+from iotsplit.tensors.aggregation import step_gradient
 from iotsplit.tensors.boundary import Boundary
 from iotsplit.tensors.compression import unpack_labels, unpack_mask
 from iotsplit.tensors.exchange import Exchange
@@ -28,7 +29,7 @@ Key = tuple[str, int, int]
 class Tail:
     """The cloud's layers, and with labels in the cloud the head and the loss.
 
-    Each session's gradient by the cloud's LoRA parameters is kept apart until `step` adds them up in
+    Each session's gradient by the cloud's LoRA parameters is kept apart until `step` joins them in
     the order of their names: so the result does not depend on who came first.
 
     Args:
@@ -105,12 +106,15 @@ class Tail:
             return TailHidden(hidden=self._exchange.pack_hidden(self._part(hidden, mask)))
 
     def step(self, weights: Mapping[str, float]) -> None:
-        """One optimizer step on the weighted sum of the sessions' gradients."""
+        """One optimizer step on the sessions' gradients, joined by the fleet's rule of aggregation."""
+        sessions = sorted(weights)
+        joined = step_gradient(
+            [self._gradients[session] for session in sessions],
+            [weights[session] for session in sessions],
+            settings=self._settings,
+        )
         for name, parameter in self._trained.parameters.items():
-            total = torch.zeros_like(parameter)
-            for session in sorted(weights):
-                total.add_(self._gradients[session][name], alpha=weights[session])
-            parameter.grad = total
+            parameter.grad = joined[name]
         self._trained.step()
         self._gradients.clear()
 

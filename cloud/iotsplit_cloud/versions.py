@@ -15,7 +15,7 @@ from iotsplit.role import Local
 from iotsplit.settings import TrainingSettings
 from iotsplit.states import AdapterLatest, Forget
 from iotsplit.tensors import adapters
-from iotsplit.tensors.aggregation import AGGREGATORS
+from iotsplit.tensors.aggregation import next_version
 from iotsplit.tensors.bounds import check_update
 
 KEPT_VERSIONS = 4
@@ -47,6 +47,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 def average(
     updates: Mapping[str, Mapping[Tier, Update]],
     *,
+    start: Version,
     shapes: Mapping[Tier, Shapes],
     settings: TrainingSettings,
 ) -> dict[str, bytes]:
@@ -54,6 +55,7 @@ def average(
 
     Args:
         updates: by device, then tier.
+        start: the version that they began with.
         shapes: of each tier's LoRA parameters.
         settings: the fleet's, with the rule.
 
@@ -66,7 +68,7 @@ def average(
         tensors = [adapters.from_bytes(update.tensors, shapes[tier]) for update in brought]
         total = sum(update.tokens for update in brought)
         weights = [update.tokens / total for update in brought]
-        merged = AGGREGATORS[settings.aggregation](tensors, weights)
+        merged = next_version(tensors, weights, start=start.section(tier), settings=settings)
         sections[str(tier)] = adapters.to_bytes(merged)
     return sections
 
@@ -145,7 +147,7 @@ class Library:
         round_: int,
     ) -> Version:
         """Make the next version from a round's updates and the cloud's own section."""
-        averaged = average(updates, shapes=self._shapes, settings=self._settings)
+        averaged = average(updates, start=self.current, shapes=self._shapes, settings=self._settings)
         sections = averaged | {str(Tier.CLOUD): cloud}
         self.newest += 1
         self.current = Version(version=self.newest, round=round_, sections=sections)

@@ -2,6 +2,13 @@
 
 Weights are relative (loss tokens trained); sums are in float64 and results in float32, so neither
 the order of large and small sessions nor their number costs precision.
+
+A and B are known only up to an invertible r x r matrix between them, so adapters that were trained apart cannot
+be compared value by value. Those of a round can: all its sessions begin with the same version, and leave it
+by no more than their steps. Rules that look at single values rely on that.
+
+The cloud's own section is not averaged, but trained by all sessions together: there the same rule joins their
+gradients in each step. Else one device could spoil what all share without sending any update.
 """
 
 import math
@@ -11,10 +18,12 @@ import torch
 import torch.nn.functional as F
 
 from iotsplit.errors import UsageError
-from iotsplit.settings import Aggregation
+from iotsplit.settings import Aggregation, TrainingSettings
+from iotsplit.tensors.bounds import norm_of
 
 Adapter = Mapping[str, torch.Tensor]
-Aggregator = Callable[[Sequence[Adapter], Sequence[float]], dict[str, torch.Tensor]]
+Aggregator = Callable[[Sequence[Adapter], Sequence[float], float], dict[str, torch.Tensor]]
+"""From adapters, their weights, and the share that is trimmed at each end."""
 
 _A, _B = ".lora_A.", ".lora_B."
 # Rows of a fresh A are uniform within 1/sqrt(inputs): their expected norm.
@@ -56,10 +65,92 @@ def flexlora(adapters: Sequence[Adapter], weights: Sequence[float]) -> dict[str,
     return dict(sorted(merged.items()))
 
 
+def trimmed(adapters: Sequence[Adapter], weights: Sequence[float], share: float) -> dict[str, torch.Tensor]:
+    """The mean of each single value without its largest and smallest ones.
+
+    The coordinate-wise trimmed mean of Yin et al. (2018, arXiv 1803.01498). As long as no more sessions are
+    bad than are trimmed at one end, each value lies between those of good ones. Of two sessions nothing
+    can be trimmed.
+
+    Weights do not count: they are what a device says of itself, and a session that outweighs the others would
+    decide what is left.
+
+    Args:
+        adapters: of the sessions.
+        weights: only checked.
+        share: of the sessions, trimmed at each end, rounded up.
+    """
+    _shares(adapters, weights)
+    cut = trimmed_at_each_end(len(adapters), share)
+    merged = {}
+    for name in sorted(adapters[0]):
+        values = torch.stack([adapter[name] for adapter in adapters]).to(torch.float64)
+        ordered = values.sort(dim=0).values  # (sessions, ...)
+        merged[name] = ordered[cut : len(adapters) - cut].mean(dim=0).to(torch.float32)
+    return merged
+
+
+def trimmed_at_each_end(sessions: int, share: float) -> int:
+    """How many of so many sessions are left out at each end: at least one is left in the middle."""
+    # 0.1 of 30 is 3, whatever floats make of it.
+    return min(math.ceil(round(share * sessions, 9)), (sessions - 1) // 2)
+
+
+def clip(updates: Sequence[Adapter], start: Adapter) -> list[Adapter]:
+    """Shorten each update's way from `start` to the median length of all, where it is longer.
+
+    A bound on the norm keeps an update from outweighing the others (Sun et al. 2019, arXiv 1911.07963), and
+    the median of the norms is one that needs no tuning (Andrew et al. 2019, arXiv 1905.03871). Of an even
+    number it is the lower one, so that half of the sessions cannot raise it. What is shorter stays to the bit.
+    """
+    lengths = [norm_of({name: update[name] - start[name] for name in start}) for update in updates]
+    bound = sorted(lengths)[(len(lengths) - 1) // 2] if lengths else 0.0
+    return [
+        update
+        if length <= bound
+        else {name: start[name] + (update[name] - start[name]) * (bound / length) for name in start}
+        for update, length in zip(updates, lengths, strict=True)
+    ]
+
+
 AGGREGATORS: dict[Aggregation, Aggregator] = {
-    Aggregation.FEDAVG: fedavg,
-    Aggregation.FLEXLORA: flexlora,
+    Aggregation.FEDAVG: lambda adapters, weights, _: fedavg(adapters, weights),
+    Aggregation.FLEXLORA: lambda adapters, weights, _: flexlora(adapters, weights),
+    Aggregation.TRIMMED: trimmed,
 }
+
+OF_GRADIENTS = AGGREGATORS | {Aggregation.FLEXLORA: AGGREGATORS[Aggregation.FEDAVG]}
+"""Gradients of A and B have no product to average."""
+
+
+def next_version(
+    updates: Sequence[Adapter], weights: Sequence[float], *, start: Adapter, settings: TrainingSettings
+) -> dict[str, torch.Tensor]:
+    """A section of the next adapter version.
+
+    Args:
+        updates: the section as each session has trained it.
+        weights: of the sessions.
+        start: the section of the version that they all began with.
+        settings: the fleet's.
+    """
+    kept = clip(updates, start) if settings.clip_updates else updates
+    return AGGREGATORS[settings.aggregation](kept, weights, settings.trim)
+
+
+def step_gradient(
+    gradients: Sequence[Adapter], weights: Sequence[float], *, settings: TrainingSettings
+) -> dict[str, torch.Tensor]:
+    """The gradient of a step that sessions take together.
+
+    Args:
+        gradients: of each session's own loss, by the parameters that they share.
+        weights: of the sessions.
+        settings: the fleet's.
+    """
+    if settings.clip_updates:
+        gradients = clip(gradients, {name: torch.zeros(()) for name in gradients[0]})
+    return OF_GRADIENTS[settings.aggregation](gradients, weights, settings.trim)
 
 
 def _cut_back(lower: torch.Tensor, upper: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:

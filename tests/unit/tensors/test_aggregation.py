@@ -1,14 +1,32 @@
 """What the rules of aggregation promise."""
 
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from iotsplit.errors import UsageError
-from iotsplit.settings import Aggregation
-from iotsplit.tensors.aggregation import AGGREGATORS, fedavg, flexlora
+from iotsplit.settings import Aggregation, TrainingSettings
+from iotsplit.tensors.aggregation import (
+    AGGREGATORS,
+    Adapter,
+    clip,
+    fedavg,
+    flexlora,
+    next_version,
+    step_gradient,
+    trimmed,
+    trimmed_at_each_end,
+)
+from iotsplit.tensors.bounds import norm_of
 
 A, B = "m.lora_A.weight", "m.lora_B.weight"
 INPUTS, OUTPUTS, RANK = 48, 40, 4
+TRIM = 0.2
 
 
 def _adapters(count: int, *, inputs: int = INPUTS, outputs: int = OUTPUTS) -> list[dict[str, torch.Tensor]]:
@@ -45,7 +63,7 @@ def test_every_rule_has_an_aggregator() -> None:
 @pytest.mark.parametrize("rule", Aggregation)
 def test_names_shapes_and_types_stay(rule: Aggregation) -> None:
     adapters = _adapters(3)
-    merged = AGGREGATORS[rule](adapters, [1, 2, 3])
+    merged = AGGREGATORS[rule](adapters, [1, 2, 3], TRIM)
     assert list(merged) == sorted(adapters[0])
     for name, tensor in merged.items():
         assert tensor.shape == adapters[0][name].shape
@@ -131,10 +149,127 @@ def test_flexlora_fills_up_a_layer_narrower_than_the_rank() -> None:
 @pytest.mark.parametrize("rule", Aggregation)
 def test_weights_that_weigh_nothing_are_refused(rule: Aggregation, weights: list[float]) -> None:
     with pytest.raises(UsageError):
-        AGGREGATORS[rule](_adapters(2), weights)
+        AGGREGATORS[rule](_adapters(2), weights, TRIM)
 
 
 @pytest.mark.parametrize("rule", Aggregation)
 def test_no_adapters_are_refused(rule: Aggregation) -> None:
     with pytest.raises(UsageError):
-        AGGREGATORS[rule]([], [])
+        AGGREGATORS[rule]([], [], TRIM)
+
+
+# --- what one bad session can do
+
+SHARES = st.sampled_from([0.0, 0.1, 0.2, 0.34, 0.49])
+ROWS = st.lists(st.lists(st.floats(-100, 100, width=32), min_size=3, max_size=3), min_size=1, max_size=9)
+
+
+def _of_rows(rows: list[list[float]]) -> list[dict[str, torch.Tensor]]:
+    return [{A: torch.tensor([row[:2]]), B: torch.tensor([row[2:]])} for row in rows]
+
+
+def _stacked(adapters: Sequence[Adapter]) -> torch.Tensor:
+    return torch.stack([torch.cat([each[A].flatten(), each[B].flatten()]) for each in adapters])
+
+
+@given(ROWS, SHARES, st.randoms())
+def test_trimmed_does_not_depend_on_the_order_of_sessions(
+    rows: list[list[float]], share: float, chance: Random
+) -> None:
+    mixed = chance.sample(rows, len(rows))
+    weights = [1.0] * len(rows)
+    first, second = trimmed(_of_rows(rows), weights, share), trimmed(_of_rows(mixed), weights, share)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@given(ROWS)
+def test_trimmed_of_nothing_is_fedavg_of_equal_weights(rows: list[list[float]]) -> None:
+    adapters, weights = _of_rows(rows), [3.0] * len(rows)
+    first, second = trimmed(adapters, weights, 0.0), fedavg(adapters, weights)
+    assert all(torch.allclose(first[name], second[name], atol=1e-5) for name in first)
+
+
+@given(
+    ROWS,
+    SHARES,
+    st.lists(st.lists(st.floats(-(2.0**120), 2.0**120, width=32), min_size=3, max_size=3), max_size=4),
+)
+def test_trimmed_stays_between_good_sessions_whatever_bad_ones_send(
+    good: list[list[float]], share: float, bad: list[list[float]]
+) -> None:
+    most = next(n for n in range(len(bad), -1, -1) if n <= trimmed_at_each_end(len(good) + n, share))
+    rows = _of_rows(good + bad[:most])
+    merged, honest = _stacked([trimmed(rows, [1.0] * len(rows), share)]), _stacked(_of_rows(good))
+    assert (merged >= honest.amin(dim=0) - 1e-4).all()
+    assert (merged <= honest.amax(dim=0) + 1e-4).all()
+
+
+def test_trimmed_leaves_out_the_extremes_of_each_value() -> None:
+    values = [[1.0, 9.0], [2.0, -90.0], [3.0, 1.0], [40.0, 5.0]]
+    merged = trimmed([{A: torch.tensor([row])} for row in values], [1, 1, 1, 1], 0.25)
+    assert merged[A].tolist() == [[2.5, 3.0]]
+
+
+def test_trimmed_does_not_let_a_session_say_how_much_it_counts() -> None:
+    adapters = _adapters(4)
+    first, second = trimmed(adapters, [1, 1, 1, 1], TRIM), trimmed(adapters, [1, 1, 1, 1e9], TRIM)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("sessions", "share", "cut"),
+    [(1, 0.2, 0), (2, 0.2, 0), (3, 0.2, 1), (4, 0.2, 1), (6, 0.2, 2), (30, 0.1, 3), (9, 0.0, 0), (5, 0.49, 2)],
+)
+def test_at_least_one_is_trimmed_where_three_are_and_one_is_left(sessions: int, share: float, cut: int) -> None:
+    assert trimmed_at_each_end(sessions, share) == cut
+
+
+@given(ROWS, st.integers(0, 8))
+def test_clipping_shortens_to_the_median_and_keeps_the_direction(rows: list[list[float]], pick: int) -> None:
+    start, *updates = _of_rows([[1.0, -2.0, 3.0], *rows])
+    lengths = [norm_of({name: each[name] - start[name] for name in each}) for each in updates]
+    median = sorted(lengths)[(len(lengths) - 1) // 2]
+    clipped = clip(updates, start)
+    at = pick % len(updates)
+    change, before = _stacked([clipped[at]]) - _stacked([start]), _stacked([updates[at]]) - _stacked([start])
+    assert change.norm() <= median * 1.00001 + 1e-5
+    if lengths[at] <= median:
+        assert clipped[at] is updates[at]
+    else:
+        assert torch.allclose(change * lengths[at], before * median, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("rule", Aggregation)
+def test_clipping_bounds_what_one_session_does_to_a_version_by_any_rule(rule: Aggregation) -> None:
+    settings = TrainingSettings(aggregation=rule, clip_updates=True)
+    (start,) = _adapters(1)
+    updates = [{name: start[name] + 0.01 * other[name] for name in start} for other in _adapters(5)]
+    good = next_version(updates, [1.0] * 5, start=start, settings=settings)
+    updates[2] = {name: start[name] - 5000 * (updates[2][name] - start[name]) for name in start}
+    spoiled = next_version(updates, [1.0] * 5, start=start, settings=settings)
+    assert (_product(spoiled) - _product(good)).norm() < 0.05 * _product(good).norm()
+    plain = TrainingSettings(aggregation=rule)
+    if rule is not Aggregation.TRIMMED:
+        unclipped = next_version(updates, [1.0] * 5, start=start, settings=plain)
+        assert (_product(unclipped) - _product(good)).norm() > _product(good).norm()
+
+
+def test_half_of_the_sessions_cannot_raise_what_is_clipped_to() -> None:
+    start = {A: torch.zeros(1, 1)}
+    clipped = clip([{A: torch.full((1, 1), length)} for length in (1.0, 2.0, 500.0, 900.0)], start)
+    assert [float(each[A]) for each in clipped] == [1.0, 2.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, -242.5),
+        ({"aggregation": Aggregation.FLEXLORA}, -242.5),
+        ({"aggregation": Aggregation.TRIMMED}, 5.0),
+        ({"clip_updates": True}, 2.5),
+    ],
+)
+def test_the_gradient_of_a_step_is_joined_by_the_same_rule(changes: dict[str, Any], expected: float) -> None:
+    gradients = [{A: torch.tensor([[value]])} for value in (-1000.0, 10.0, 0.0, 20.0)]
+    joined = step_gradient(gradients, [0.25] * 4, settings=TrainingSettings(**changes))
+    assert joined[A].item() == pytest.approx(expected)
