@@ -1,6 +1,6 @@
 """Sessions that were too late for their round: they end where they stand, and count in the next one. No I/O."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from iotsplit.errors import PeerError
@@ -10,7 +10,7 @@ from iotsplit.role import Output
 from iotsplit.settings import TrainingSettings
 from iotsplit.states import Assignment
 from iotsplit_cloud.journal import CarriedSession
-from iotsplit_cloud.sessions import CloudSession, new_session
+from iotsplit_cloud.sessions import Check, CloudSession, new_session
 from iotsplit_cloud.training import UPDATE_OF
 
 
@@ -38,7 +38,7 @@ class Carried:
         check: raises a PeerError for an update that cannot be averaged.
     """
 
-    def __init__(self, settings: TrainingSettings, check: Callable[[Tier, Update], None]) -> None:
+    def __init__(self, settings: TrainingSettings, check: Check) -> None:
         self.sessions: dict[str, CloudSession] = {}
         self._updates: dict[str, dict[Tier, Update]] = {}
         self._settings = settings

@@ -320,11 +320,9 @@ class Conductor:
         updates: dict[str, dict[Tier, Update]] = {}
         for device, late in self._carried.arrived().items():
             since = late.assignment.version
-            rebased = {
+            updates[device] = {
                 tier: self._p.library.rebased(tier, each, since=since) for tier, each in late.updates.items()
             }
-            if all(rebased.values()):
-                updates[device] = {tier: each for tier, each in rebased.items() if each is not None}
         return updates
 
     def _give_up_carried(self, before_round: int, reason: str, now: float) -> list[Output]:

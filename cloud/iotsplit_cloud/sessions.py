@@ -17,6 +17,9 @@ from iotsplit.session import Awaited, Backup, wanted_by
 from iotsplit.settings import TrainingSettings
 from iotsplit.states import Assignment
 
+Check = Callable[[Tier, Update, int], None]
+"""Raises a PeerError for an update that cannot have come from that version, or cannot be averaged."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Move:
@@ -107,7 +110,7 @@ class CloudSession:
         kept = self.backup.again(wanted_by(frame, want))
         return [] if kept is None else [kept]
 
-    def check(self, tier: Tier, update: Update, check: Callable[[Tier, Update], None]) -> None:
+    def check(self, tier: Tier, update: Update, check: Check) -> None:
         """Look whether an update is of all that was trained here, and can be averaged.
 
         Raises:
@@ -115,7 +118,7 @@ class CloudSession:
         """
         if update.tokens != self.tokens:
             raise TensorRefusedError(f"an update for {update.tokens} tokens, not {self.tokens}")
-        check(tier, update)
+        check(tier, update, self.assignment.version)
 
     def resume(self, resume: Resume) -> Frame:
         """Tell the edge where we stand."""

@@ -20,7 +20,7 @@ from iotsplit.settings import TrainingSettings
 from iotsplit.states import Assignment, Metrics
 from iotsplit_cloud.journal import RoundCheckpoint, SessionRecord
 from iotsplit_cloud.ledger import Ledger
-from iotsplit_cloud.sessions import CloudSession, new_sessions
+from iotsplit_cloud.sessions import Check, CloudSession, new_sessions
 from iotsplit_cloud.tail import Key, Tail
 
 UPDATE_OF = {Tier.DEVICE: 0, Tier.EDGE: 1}
@@ -42,7 +42,7 @@ class Equipment:
     tail: Tail
     ledger: Ledger
     turns: Turns
-    check: Callable[[Tier, Update], None]
+    check: Check
     to_start: Callable[[], None]
 
 

@@ -8,6 +8,7 @@ import msgspec
 import safetensors.torch
 import torch
 
+from iotsplit.errors import TensorRefusedError
 from iotsplit.messages import Message, Update
 from iotsplit.plan import Tier
 from iotsplit.retained import cut_version, digest
@@ -115,27 +116,30 @@ class Library:
         self.digest = digest(head)
         return [*chunks, head, AdapterLatest(version=self.current.version)]
 
-    def check(self, tier: Tier, update: Update) -> None:
-        """Look whether an update can be averaged, and can come from the current version.
+    def check(self, tier: Tier, update: Update, since: int) -> None:
+        """Look whether an update can be averaged, and can come from the version that it began with.
 
         Raises:
             PeerError: it is not what was agreed, or further away than training goes.
         """
         tensors = adapters.from_bytes(update.tensors, self._shapes[tier])
-        check_update(self.current.section(tier), tensors, self._settings)
+        base = self._versions.get(since)
+        if base is None:
+            raise TensorRefusedError(f"an update of version {since}, which is not kept any more")
+        check_update(base.section(tier), tensors, self._settings)
 
-    def rebased(self, tier: Tier, update: Update, *, since: int) -> Update | None:
+    def rebased(self, tier: Tier, update: Update, *, since: int) -> Update:
         """What an update of an earlier version would be today: its change, made to the current version.
 
-        Returns:
-            Nothing if that version is not kept any more.
+        Args:
+            tier: of the update.
+            update: one that was checked.
+            since: the version that it began with; the last few are kept.
         """
         if since == self.current.version:
             return update
-        base = self._versions.get(since)
-        if base is None:
-            return None
-        before, after = base.section(tier), adapters.from_bytes(update.tensors, self._shapes[tier])
+        before = self._versions[since].section(tier)
+        after = adapters.from_bytes(update.tensors, self._shapes[tier])
         today = {name: held + (after[name] - before[name]) for name, held in self.current.section(tier).items()}
         return msgspec.structs.replace(update, tensors=adapters.to_bytes(today))
 

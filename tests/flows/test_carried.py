@@ -41,7 +41,7 @@ class Carrying(CrashFleet):
             library, rebased, add = role._p.library, role._p.library.rebased, role._p.library.add
             self.first = library.current if not self.versions else self.first
 
-            def seeing(tier: Tier, update: Update, *, since: int) -> Update | None:
+            def seeing(tier: Tier, update: Update, *, since: int) -> Update:
                 self.late[tier] = update
                 return rebased(tier, update, since=since)
 
