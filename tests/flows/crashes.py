@@ -8,17 +8,18 @@ import dataclasses
 import functools
 import heapq
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import lz4.frame
 import msgspec
 import numpy as np
+import safetensors.torch
 
 from iotsplit import chunks
 from iotsplit.agent import Agent, Sink
-from iotsplit.messages import PackedTensor, decode_content, encode_content
+from iotsplit.messages import Contents, PackedTensor, Update, decode_content, encode_content
 from iotsplit.packet import Packet
 from iotsplit.plan import Tier
 from iotsplit.role import Local, Role
@@ -41,6 +42,9 @@ from iotsplit_device.work import DeviceWork
 from tests.flows import weather
 from tests.flows.weather import Storm, WeatherFleet
 
+KINDS = ("kill", "kill", "doom", "doom", "freeze", "cut", "tear", "tear", "broker", "broker forgets")
+MOST_PACKETS = {"doom": 12, "tear": 4}
+"""Of what an agent still says before it dies, or before its link breaks."""
 TOGETHER = 0.3
 KEEPALIVE_S = 22.0
 """A broker takes a client that says nothing for so long for lost (one and a half times the keepalive)."""
@@ -65,9 +69,14 @@ class CrashFleet(WeatherFleet):
     ) -> None:
         self._disks = disks
         self._asleep: dict[str, float] = {}  # until when
+        self._given_up: dict[str, float] = {}  # when the broker takes one that sleeps for lost
+        self._unread: dict[str, list[Packet]] = {}  # what has come while it sleeps
         self._cut: dict[str, list[Packet]] = {}  # what it says meanwhile
         self._doomed: dict[str, int] = {}  # dies after so many more packets
+        self._tearing: dict[str, tuple[int, float]] = {}  # the link breaks after so many, for so many seconds
+        self._heard: dict[tuple[str, str], int] = {}  # the newest epoch of a device that an agent has heard
         self.died: list[str] = []
+        self.torn: list[tuple[str, float]] = []
         more = {"stragglers": Stragglers.WAIT} | more
         super().__init__(model, settings, devices, edges=edges, **more)
 
@@ -122,9 +131,9 @@ class CrashFleet(WeatherFleet):
     def kill(self, name: str) -> None:
         """kill -9, now."""
         if name in self.agents:
-            self._asleep.pop(name, None)
-            self._cut.pop(name, None)
-            self._doomed.pop(name, None)
+            for table in (self._asleep, self._given_up, self._unread, self._cut, self._doomed, self._tearing):
+                table.pop(name, None)
+            self._heard = {key: epoch for key, epoch in self._heard.items() if key[0] != name}
             if name == "cloud":
                 self._store.close("failed")
             self.died.append(name)
@@ -134,6 +143,11 @@ class CrashFleet(WeatherFleet):
         """kill -9 in the middle of what it says next."""
         if name in self.agents:
             self._doomed[name] = packets
+
+    def tear(self, name: str, packets: int, seconds: float) -> None:
+        """Cut its link in the middle of what it says next; the rest is sent when the link is back."""
+        if name in self.agents:
+            self._tearing[name] = (packets, seconds)
 
     def start(self, name: str) -> None:
         """Start an agent again, with its disk."""
@@ -148,8 +162,7 @@ class CrashFleet(WeatherFleet):
         """SIGSTOP, and SIGCONT later; the broker takes it for lost if that is long."""
         if name in self.agents and name not in self._cut:
             self._asleep[name] = self.now + seconds
-            if seconds > KEEPALIVE_S:
-                self._disconnect(name)
+            self._given_up[name] = self.now + KEEPALIVE_S
 
     def cut(self, name: str) -> None:
         """Cut an agent's link."""
@@ -157,10 +170,11 @@ class CrashFleet(WeatherFleet):
             self._disconnect(name)
 
     def mend(self, name: str) -> None:
-        """The link is back."""
-        agent, waiting = self.agents.get(name), self._cut.pop(name, [])
-        if agent is None:
+        """The link is back; a process that is frozen finds that out when it wakes."""
+        agent = self.agents.get(name)
+        if agent is None or name in self._asleep:
             return
+        waiting = self._cut.pop(name, [])
         self._filters[name] = frozenset()
         self._settle(agent)
         for packet in [*waiting, *agent.birth(renew=True)]:
@@ -178,26 +192,47 @@ class CrashFleet(WeatherFleet):
             self.mend(name)
 
     def _disconnect(self, name: str) -> None:
+        """What has come is still read, and answers wait for the link; what was under way is gone."""
         self._cut[name] = []
         self._filters[name] = frozenset()
         agent = self.agents[name]
-        self._queue = [entry for entry in self._queue if entry[2] is not agent]
+        self._queue = [entry for entry in self._queue if entry[2] is not agent or entry[0] <= self.now]
+        heapq.heapify(self._queue)
         self.publish(agent.last_will)
 
     def awake(self) -> list[Agent]:
+        for name, at in list(self._given_up.items()):
+            if at <= self.now:
+                del self._given_up[name]
+                if name not in self._cut:
+                    self._disconnect(name)
         for name, until in list(self._asleep.items()):
             if until <= self.now:
-                del self._asleep[name]
-                if name in self._cut:
-                    self.mend(name)
+                self._wake(name)
         return [agent for name, agent in self.agents.items() if name not in self._asleep]
 
+    def _wake(self, name: str) -> None:
+        """It reads what has come meanwhile, and only then learns that the link has broken."""
+        del self._asleep[name]
+        self._given_up.pop(name, None)
+        for packet in self._unread.pop(name, []):
+            if name in self.agents:
+                self._receive(self.agents[name], packet)
+        if name in self._cut:
+            self.mend(name)
+
+    def publish(self, packet: Packet) -> None:
+        super().publish(packet)
+        self._hear("cloud", packet)  # what it says, it knows
+
     def _receive(self, agent: Agent, packet: Packet) -> None:
-        until = self._asleep.get(agent.role.agent)
-        if until is None or until <= self.now:
-            super()._receive(agent, packet)
-        else:
-            heapq.heappush(self._queue, (until, next(self._count), agent, packet))
+        name = agent.role.agent
+        if name in self._asleep:
+            self._unread.setdefault(name, []).append(packet)
+            return
+        packet = self._spoiled(name, packet)
+        self._hear(name, packet)
+        super()._receive(agent, packet)
 
     def _say(self, agent: Agent, packets: list[Packet]) -> None:
         name = agent.role.agent
@@ -206,7 +241,7 @@ class CrashFleet(WeatherFleet):
                 self._publish_of(name, packet)
             self.kill(name)
             return
-        for packet in packets:
+        for packet in self._said_until_torn(name, packets):
             self._publish_of(name, packet)
         if name in self._cut:
             for packet in agent.birth():
@@ -214,36 +249,59 @@ class CrashFleet(WeatherFleet):
         elif name in self.agents:
             self._settle(agent)
 
-    def _publish_of(self, name: str, packet: Packet) -> None:
-        packet = self._spoiled(packet)
-        if name in self._cut:
-            if packet.qos:
-                self._cut[name].append(packet)
-        else:
-            self.publish(packet)
+    def _said_until_torn(self, name: str, packets: list[Packet]) -> Iterator[Packet]:
+        """The same packets; if the link is to break in the midst of them, it has when the rest comes."""
+        if name in self._tearing and name not in self._cut:
+            count, seconds = self._tearing[name]
+            if any(map(self._is_of_a_session, packets[count:])):
+                del self._tearing[name]
+                yield from packets[:count]
+                self._disconnect(name)
+                self.torn.append((name, seconds))
+                packets = packets[count:]
+        yield from packets
 
-    def _spoiled(self, packet: Packet) -> Packet:
-        """What a fenced edge says is made wrong, so that it shows if anybody takes it."""
-        if self.first_word(packet) not in ("lan", "wan"):
+    def _publish_of(self, name: str, packet: Packet) -> None:
+        if name not in self._cut:
+            self.publish(packet)
+        elif packet.qos:
+            self._cut[name].append(packet)
+
+    def _is_of_a_session(self, packet: Packet) -> bool:
+        return self.first_word(packet) in ("lan", "wan", "update")
+
+    # --- what is over
+
+    def _hear(self, name: str, packet: Packet) -> None:
+        if self.first_word(packet) == "assign":
+            assignment = decode_state(packet.payload, Assignment)
+            key = (name, assignment.device)
+            self._heard[key] = max(assignment.epoch, self._heard.get(key, 0))
+
+    def _spoiled(self, name: str, packet: Packet) -> Packet:
+        """What a fenced edge has said is made wrong for who knows better, so that it shows if it is taken."""
+        if not self._is_of_a_session(packet):
             return packet
         chunk = chunks.read(packet.payload)
-        retained = self._retained.get(f"{self._topics.root}assign/{chunk.head.device}")
-        current = decode_state(retained.payload, Assignment) if retained else None
-        if current is None or chunk.head.epoch >= current.epoch or chunk.head.tier != Tier.EDGE:
+        current = self._heard.get((name, chunk.head.device), 0)
+        if chunk.head.epoch >= current or chunk.head.tier != Tier.EDGE:
             return packet
         body = lz4.frame.decompress(chunk.data) if chunk.packing == chunks.LZ4 else chunk.data
-        content = decode_content(body)
-        for name in ("hidden", "gradient"):
-            tensor = getattr(content, name, None)
-            if isinstance(tensor, PackedTensor):
-                content = msgspec.structs.replace(content, **{name: _turned_round(tensor)})
-        (payload,) = chunks.cut(encode_content(content), chunk.head)
+        (payload,) = chunks.cut(encode_content(_turned_round(decode_content(body))), chunk.head)
         return dataclasses.replace(packet, payload=payload)
 
 
-def _turned_round(tensor: PackedTensor) -> PackedTensor:
-    values = np.frombuffer(tensor.data, "<f4")
-    return msgspec.structs.replace(tensor, data=(-values).astype("<f4").tobytes())
+def _turned_round(content: Contents) -> Contents:
+    """The same with the opposite numbers."""
+    if isinstance(content, Update):
+        tensors = {name: -value for name, value in safetensors.torch.load(content.tensors).items()}
+        return msgspec.structs.replace(content, tensors=safetensors.torch.save(tensors))
+    changes = {
+        name: msgspec.structs.replace(tensor, data=(-np.frombuffer(tensor.data, "<f4")).tobytes())
+        for name in ("hidden", "gradient")
+        if isinstance(tensor := getattr(content, name, None), PackedTensor)
+    }
+    return msgspec.structs.replace(content, **changes)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -253,10 +311,11 @@ class Fault:
     at: int
     kind: str
     agent: str = ""
-    amount: float = 0.0
+    seconds: float = 0.0
+    packets: int = 0
 
     def __str__(self) -> str:
-        return f"{self.at:6} {self.kind} {self.agent} {self.amount:.1f}"
+        return f"{self.at:6} {self.kind} {self.agent} {self.seconds:.1f} s, {self.packets} packets"
 
 
 class Schedule:
@@ -286,14 +345,16 @@ class Schedule:
 
     @staticmethod
     def _fault(chance: random.Random, agents: Sequence[str], packets: int) -> Fault:
-        kinds = ("kill", "kill", "doom", "doom", "freeze", "cut", "broker", "broker forgets")
-        kind = chance.choice(kinds)
-        longest = {"doom": 12.0, "freeze": 60.0}.get(kind, 40.0)
+        kind = chance.choice(KINDS)
+        longest_s = 60.0 if kind == "freeze" else 40.0
         return Fault(
             at=chance.randint(1, packets),
             kind=kind,
             agent=chance.choice(agents),
-            amount=chance.uniform(0.0, longest) * chance.random(),
+            seconds=chance.uniform(0.0, longest_s) * chance.random(),
+            packets=int(chance.uniform(0.0, MOST_PACKETS[kind]) * chance.random())
+            if kind in MOST_PACKETS
+            else 0,
         )
 
     def __str__(self) -> str:
@@ -312,6 +373,10 @@ class Schedule:
                 )
             )
         fleet.died.clear()
+        self._later += [
+            (fleet.now + seconds, functools.partial(fleet.mend, name)) for name, seconds in fleet.torn
+        ]
+        fleet.torn.clear()
         due = [entry for entry in self._later if entry[0] <= fleet.now]
         self._later = [entry for entry in self._later if entry[0] > fleet.now]
         for _, act in due:
@@ -332,12 +397,14 @@ class Schedule:
             case "kill":
                 fleet.kill(fault.agent)
             case "doom":
-                fleet.doom(fault.agent, int(fault.amount))
+                fleet.doom(fault.agent, fault.packets)
             case "freeze":
-                fleet.freeze(fault.agent, fault.amount)
+                fleet.freeze(fault.agent, fault.seconds)
             case "cut":
                 fleet.cut(fault.agent)
-                self._later.append((fleet.now + fault.amount, functools.partial(fleet.mend, fault.agent)))
+                self._later.append((fleet.now + fault.seconds, functools.partial(fleet.mend, fault.agent)))
+            case "tear":
+                fleet.tear(fault.agent, fault.packets, fault.seconds)
             case _:
                 fleet.restart_broker(forgets=fault.kind == "broker forgets")
 
@@ -350,5 +417,5 @@ def storm(seed: int) -> Storm:
         seed,
         lose=chance.uniform(0.0, 0.1) if rough else 0.0,
         repeat=chance.uniform(0.0, 0.2) if rough else 0.0,
-        delay_s=chance.uniform(0.0, 1.0),
+        delay_s=chance.choice((0.3, 1.0, 1.0, 4.0)) * chance.random(),
     )

@@ -2,15 +2,21 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from iotsplit.messages import Frame
+from iotsplit.plan import Tier
+from iotsplit.role import Output
 from iotsplit.session import Backup
 from iotsplit_cloud.sessions import CloudSession
 from iotsplit_cloud.training import TrainingRound
+from iotsplit_device.role import DeviceRole
+from iotsplit_edge.role import EdgeRole
 from tests.flows import test_crashes
 from tests.flows.test_crashes import in_calm, run, wanted
 
@@ -40,6 +46,31 @@ def applied_again(patch: Patch) -> None:
     patch.setattr(TrainingRound, "_next_frame", any_frame)
 
 
+def fenced_by_nobody(patch: Patch) -> None:
+    """Nobody looks at the epoch and the sender of a frame: only its session counts."""
+
+    def belongs(self: CloudSession, frame: Frame) -> bool:
+        return (frame.session, frame.device) == (self.assignment.session, self.assignment.device)
+
+    def unfenced(role: type[DeviceRole] | type[EdgeRole], tiers: Mapping[Tier, str]) -> None:
+        fenced = role._frame
+
+        def any_frame(self: Any, frame: Frame, now: float) -> Sequence[Output]:
+            # made to look as if it came from now
+            found = self._sessions.get(frame.device) if role is EdgeRole else self._session
+            if found is not None:
+                assignment = found.backup.assignment
+                sender = getattr(assignment, tiers[frame.tier])
+                frame = msgspec.structs.replace(frame, epoch=assignment.epoch, sender=sender)
+            return fenced(self, frame, now)
+
+        patch.setattr(role, "_frame", any_frame)
+
+    patch.setattr(CloudSession, "belongs", belongs)
+    unfenced(DeviceRole, {Tier.EDGE: "edge"})
+    unfenced(EdgeRole, {Tier.DEVICE: "device", Tier.CLOUD: "cloud"})
+
+
 def fails(model: Path, seed: int) -> bool:
     disks = Path(tempfile.mkdtemp())
     try:
@@ -52,8 +83,9 @@ def fails(model: Path, seed: int) -> bool:
 
 
 SEEDS: dict[Callable[[Patch], None], tuple[int, ...]] = {
-    trimmed_too_early: (15, 52),
-    applied_again: (0, 3),
+    trimmed_too_early: (15, 96),
+    applied_again: (0, 4),
+    fenced_by_nobody: (51, 54),
 }
 
 
