@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from iotsplit.packet import Packet
-from iotsplit.runtime import mqtt
+from iotsplit.runtime import connection, mqtt
 from iotsplit.runtime.address import BrokerAddress
 from iotsplit.runtime.link import LinkChange
 from iotsplit.runtime.mqtt import MqttLink
@@ -20,11 +20,13 @@ pytestmark = pytest.mark.broker
 Inbox = queue.SimpleQueue[Packet | LinkChange]
 
 
-def connect(port: int, name: str = "test", **options: float) -> tuple[MqttLink, Inbox]:
+def connect(
+    port: int, name: str = "test", *, last_will: Packet | None = None, **options: float
+) -> tuple[MqttLink, Inbox]:
     address = BrokerAddress.parse(f"mqtt://127.0.0.1:{port}")
     link = MqttLink(address, name, first_retry_s=0.01, **options)  # type: ignore[arg-type]  # tests only
     inbox: Inbox = queue.SimpleQueue()
-    link.open(inbox.put, last_will=None)
+    link.open(inbox.put, last_will=last_will)
     return link, inbox
 
 
@@ -122,6 +124,30 @@ def test_unacknowledged_packets_go_out_again_before_newer_ones(start_mosquitto: 
     sender.close()
     receiver.close()
     proxy.close()
+
+
+def test_a_half_open_connection_is_noticed_at_both_ends_by_keepalive(
+    start_mosquitto: StartBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = start_mosquitto()
+    other, heard = connect(broker.settings.port, "other")
+    other.subscribe(frozenset({"state"}))
+    monkeypatch.setattr(connection, "KEEPALIVE_S", 1)
+    monkeypatch.setattr(connection, "ANSWER_TIMEOUT_S", 1.0)
+    proxy = TcpProxy(broker.settings.port)
+    will = Packet(topic="state", payload=b"gone", retain=True)
+    link, inbox = connect(proxy.port, last_will=will)
+    proxy.stall()
+    say(link, b"said to nobody", topic="state")
+    ended = inbox.get(timeout=20)
+    assert isinstance(ended, LinkChange)
+    assert ended.reason == "no answer within 1 s"
+    assert payload(heard.get(timeout=20)) == b"gone"
+    proxy.mend()
+    assert change(inbox.get(timeout=20))
+    assert payload(heard.get(timeout=20)) == b"said to nobody"
+    for each in (link, other, proxy):
+        each.close()
 
 
 def test_two_clients_of_one_id_are_told_and_the_later_one_stays_for_a_while(
