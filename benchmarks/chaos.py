@@ -1,4 +1,4 @@
-"""Kill, freeze and cut a real fleet while it trains, and hold its adapter to that of an undisturbed run.
+"""Kill and freeze a real fleet, cut, slow and stall its links, and hold its adapter to that of a quiet run.
 
     scripts/chaos --seed 1 --rounds 6
 
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,23 @@ RESTART_S = 1.0
 POLL_S = 0.1
 LIMIT_S = 3600.0
 PAUSE = threading.Event()
-FAULTS = ("kill edge", "kill edge", "kill device", "kill cloud", "freeze", "cut", "kill broker", "kill two")
+FAULTS = (
+    "kill edge",
+    "slow",
+    "kill device",
+    "stall",
+    "kill cloud",
+    "freeze",
+    "kill edge",
+    "cut",
+    "kill broker",
+    "kill two",
+)
+BRIEF_S, LONG_S = (2.0, 10.0), (25.0, 45.0)
+"""How long faults last; a stall of the longer kind is noticed by keepalive before the link is back."""
+LONG_STALLS = 0.34
+SLOW_DELAY_S, SLOW_RATE = (0.05, 0.3), (1e5, 1e6)
+"""One way, and bytes per second."""
 
 
 @dataclass(kw_only=True)
@@ -150,7 +166,7 @@ class Chaos:
     def __init__(self, fleet: Fleet, seed: int, pause_s: tuple[float, float]) -> None:
         self._fleet, self._chance, self._pause_s = fleet, random.Random(seed), pause_s
         self._next = clock.now() + self._chance.uniform(*pause_s)
-        self._undo: list[tuple[float, Any]] = []
+        self._undo: list[tuple[float, Callable[[], None]]] = []
         self.faults: list[Fault] = []
 
     def poll(self) -> None:
@@ -170,23 +186,37 @@ class Chaos:
             return (of_kind[kind],)
         return tuple(self._chance.sample([edge, device, "cloud"], 2 if kind == "kill two" else 1))
 
+    def _seconds(self, kind: str) -> float:
+        long = kind == "stall" and self._chance.random() < LONG_STALLS
+        return self._chance.uniform(*(LONG_S if long else BRIEF_S))
+
     def _do(self, kind: str) -> None:
-        who, seconds = self._whom(kind), self._chance.uniform(2.0, 10.0)
+        who, seconds = self._whom(kind), self._seconds(kind)
         if any(self._fleet.running[name].poll() is not None for name in who):
             return
         self.faults.append(Fault(kind=kind, agents=who, at=clock.wall(), seconds=seconds))
-        print(f"  {kind:12} {', '.join(who)}", flush=True)
+        lasting = "" if kind.startswith("kill") else f" for {seconds:.0f} s"
+        print(f"  {kind:12} {', '.join(who)}{lasting}", flush=True)
+        undo = self._begin(kind, who)
+        if undo is not None:
+            self._undo.append((clock.now() + seconds, undo))
+
+    def _begin(self, kind: str, who: tuple[str, ...]) -> Callable[[], None] | None:
+        """Do it; gives what ends it."""
+        if kind.startswith("kill"):
+            for name in who:
+                _signal(self._fleet.pid(name), signal.SIGKILL)
+            return None
         if kind == "freeze":
             pid = self._fleet.pid(who[0])
             _signal(pid, signal.SIGSTOP)
-            self._undo.append((clock.now() + seconds, lambda: _signal(pid, signal.SIGCONT)))
-        elif kind == "cut":
-            proxy = self._fleet.proxies[who[0]]
-            proxy.cut()
-            self._undo.append((clock.now() + seconds, proxy.mend))
-        else:
-            for name in who:
-                _signal(self._fleet.pid(name), signal.SIGKILL)
+            return lambda: _signal(pid, signal.SIGCONT)
+        proxy = self._fleet.proxies[who[0]]
+        if kind == "slow":
+            proxy.shape(delay_s=self._chance.uniform(*SLOW_DELAY_S), rate=self._chance.uniform(*SLOW_RATE))
+            return proxy.shape
+        {"cut": proxy.cut, "stall": proxy.stall}[kind]()
+        return proxy.mend
 
 
 def _signal(pid: int, number: int) -> None:
