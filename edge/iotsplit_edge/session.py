@@ -155,6 +155,7 @@ class Training:
         self._work = work
         self._turns = turns
         self._chunk_bytes = chunk_bytes
+        self._takes_over = start.takes_over
         self._on_broker: list[CheckpointHead] = list(start.heads.values())
         self._owned: dict[str, list[Message]] = {}
         self._trained_tokens = start.chosen.tokens if start.chosen else 0
@@ -173,7 +174,7 @@ class Training:
         if self._is_over:
             return [self._update()]
         self._expect_activations(now)
-        if self.backup.assignment.checkpoint is None:
+        if not self._takes_over:
             return []
         return [self._resume(Tier.DEVICE), self._resume(Tier.CLOUD)]
 
