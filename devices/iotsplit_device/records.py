@@ -18,3 +18,16 @@ class Checkpoint(Local):
     step: int
     tokens: int
     body: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unusable(Local):
+    """A checkpoint that is whole but not of this part and these settings; it is passed over.
+
+    Args:
+        step: of the checkpoint.
+        reason: what does not fit.
+    """
+
+    step: int
+    reason: str

@@ -24,7 +24,7 @@ from iotsplit.session import Awaited, Backup, Turns, wanted_by
 from iotsplit.settings import TrainingSettings
 from iotsplit.states import Assignment, Metrics
 from iotsplit_device.batches import MicroBatch
-from iotsplit_device.records import Checkpoint
+from iotsplit_device.records import Checkpoint, Unusable
 from iotsplit_device.work import DeviceWork
 
 EVALUATION_WINDOW = 2
@@ -179,17 +179,27 @@ class Training:
 
     def _rewind(self, step: int) -> list[Output]:
         """Go back to the newest state saved at or before a step, and tell the edge."""
-        found = [checkpoint for checkpoint in self._saved if checkpoint.step <= step]
-        if found:
-            self._work.restore(found[-1].body)
-            self._step, self._trained_tokens = found[-1].step, found[-1].tokens
-        else:
-            self._work.load(self._start)
-            self._step = self._trained_tokens = 0
+        said = self._restore(step)
         self.backup.restart(self._step, newest=self._saved[-1].step if self._saved else 0)
         self.awaited = Awaited()
         self._arrived.clear()
-        return [self._resume(), *self._begin_step()]
+        return [*said, self._resume(), *self._begin_step()]
+
+    def _restore(self, step: int) -> list[Output]:
+        """Take over the newest checkpoint at or before a step that fits, or else the start of the round."""
+        said: list[Output] = []
+        for checkpoint in reversed([each for each in self._saved if each.step <= step]):
+            try:
+                self._work.restore(checkpoint.body)
+            except PeerError as error:
+                self._saved.remove(checkpoint)
+                said.append(Unusable(step=checkpoint.step, reason=str(error)))
+                continue
+            self._step, self._trained_tokens = checkpoint.step, checkpoint.tokens
+            return said
+        self._work.load(self._start)
+        self._step = self._trained_tokens = 0
+        return said
 
     def _resume(self) -> Frame:
         return self.backup.send(self._turns.resume(self._step), Tier.EDGE)

@@ -9,7 +9,7 @@ from iotsplit.errors import UsageError
 from iotsplit.role import Local
 from iotsplit.runtime.files import read_checked, replace, sha256, writing
 from iotsplit.states import Event, Metrics
-from iotsplit_device.records import Checkpoint
+from iotsplit_device.records import Checkpoint, Unusable
 
 FORMAT = 1
 KEPT = 2
@@ -48,11 +48,13 @@ class DeviceStore:
         return [checkpoint for checkpoint in found if checkpoint is not None]
 
     def take(self, kept: Local | Metrics | Event) -> None:
-        """Save a checkpoint: when this returns it is on the disk.
+        """Save a checkpoint: when this returns it is on the disk. Tell of one that the session cannot use.
 
         Raises:
             RunFailedError: the disk is full or cannot be written.
         """
+        if isinstance(kept, Unusable):
+            log.warning("a checkpoint does not fit and is passed over", step=kept.step, reason=kept.reason)
         if not isinstance(kept, Checkpoint):
             return
         with writing(self._directory, fix="free space there or choose another --state-dir"):

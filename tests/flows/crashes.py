@@ -102,15 +102,16 @@ class CrashFleet(WeatherFleet):
                 made.append(DeviceWork(part, self.batches(name, train), settings))
             return made[0]
 
-        saved = self._device_store(name).load()
+        saved = self.device_store(name).load()
         return DeviceRole(birth=self._birth(name, Tier.DEVICE), load=load, saved=saved)
 
-    def _device_store(self, name: str) -> DeviceStore:
+    def device_store(self, name: str) -> DeviceStore:
+        """A device's disk."""
         return DeviceStore(self._disks / name, model=self._info.fingerprint)
 
     def sink_of(self, role: Role) -> Sink:
         stores: dict[Tier, Callable[[Local | Metrics | Event], None]] = {
-            Tier.DEVICE: self._device_store(role.agent).take,
+            Tier.DEVICE: self.device_store(role.agent).take,
             Tier.EDGE: lambda _: None,
         }
         take = self._store.take if role.tier is Tier.CLOUD else stores[role.tier]
