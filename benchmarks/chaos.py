@@ -14,30 +14,22 @@ import json
 import os
 import random
 import signal
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from benchmarks.fleet import PAUSE, POLL_S, Fleet
 from iotsplit.datasets import partition
 from iotsplit.datasets.records import write_jsonl
-from iotsplit.runtime import clock, processes, serve
+from iotsplit.runtime import clock, serve
 from iotsplit.tensors.models import resolve
-from tests.proxy import TcpProxy
 
 WEIGHTS = "adapter/adapter_model.safetensors"
-RESTART_S = 1.0
-POLL_S = 0.1
 LIMIT_S = 3600.0
-PAUSE = threading.Event()
 FAULTS = (
     "kill edge",
     "slow",
@@ -55,99 +47,6 @@ BRIEF_S, LONG_S = (2.0, 10.0), (25.0, 45.0)
 LONG_STALLS = 0.34
 SLOW_DELAY_S, SLOW_RATE = (0.05, 0.3), (1e5, 1e6)
 """One way, and bytes per second."""
-
-
-@dataclass(kw_only=True)
-class Fleet:
-    """Processes that are started again when they end.
-
-    Args:
-        output: for logs, state and the adapter.
-        model: model directory.
-        devices: their names; data lies in `output`/data.
-        edges: their names.
-        words: options of the cloud.
-        proxied: whether every agent reaches the broker through a proxy of its own.
-    """
-
-    output: Path
-    model: Path
-    devices: Sequence[str]
-    edges: Sequence[str]
-    words: Sequence[str]
-    proxied: bool
-    running: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
-    proxies: dict[str, TcpProxy] = field(default_factory=dict)
-    ended: dict[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        (self.output / "logs").mkdir(parents=True, exist_ok=True)
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.port = int(listener.getsockname()[1])
-        self.start("broker")
-        deadline = clock.now() + 20
-        while clock.now() < deadline and not _listens(self.port):
-            PAUSE.wait(POLL_S)
-        for name in self.agents:
-            self.proxies[name] = TcpProxy(self.port)
-            self.start(name)
-
-    @property
-    def agents(self) -> list[str]:
-        return ["cloud", *self.edges, *self.devices]
-
-    def start(self, name: str) -> None:
-        """Start one process."""
-        words = [sys.executable, "-m", "iotsplit", *self._words(name)]
-        log = self.output / "logs" / f"{name}.log"
-        self.running[name] = processes.start(words, log=log, environment={"PYTHONUNBUFFERED": "1"})
-
-    def _words(self, name: str) -> list[str]:
-        if name == "broker":
-            return ["broker", f"--port={self.port}", f"--directory={self.output / 'broker'}", "--autosave-s=1"]
-        port = self.proxies[name].port if self.proxied else self.port
-        common = [f"--id={name}", f"--broker=mqtt://127.0.0.1:{port}", f"--model={self.model}", "--fleet=chaos"]
-        common.append(f"--state-dir={self.output / 'state' / name}")
-        if name == "cloud":
-            return ["cloud", *common, f"--output={self.output}", *self.words]
-        if name in self.edges:
-            return ["edge", *common]
-        return ["device", *common, f"--data={self.output / 'data' / name}.jsonl"]
-
-    def keep_running(self) -> bool:
-        """Start again what has ended; true when the cloud is done."""
-        for name, process in self.running.items():
-            if process.poll() is None:
-                continue
-            if name == "cloud" and process.returncode == 0:
-                return True
-            at = self.ended.setdefault(name, clock.now() + RESTART_S)
-            if clock.now() >= at:
-                del self.ended[name]
-                self.start(name)
-        return False
-
-    def pid(self, name: str) -> int:
-        """Process id; of the broker itself, not of what watches it."""
-        process = psutil.Process(self.running[name].pid)
-        children = process.children() if name == "broker" else []
-        return int(children[0].pid if children else process.pid)
-
-    def close(self) -> None:
-        """End everything."""
-        for process in self.running.values():
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGCONT)
-            processes.stop(process)
-        for proxy in self.proxies.values():
-            proxy.close()
-
-
-def _listens(port: int) -> bool:
-    with contextlib.suppress(OSError):
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        return True
-    return False
 
 
 @dataclass(frozen=True, kw_only=True)

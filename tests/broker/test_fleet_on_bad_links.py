@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.chaos import WEIGHTS, Fleet, rows
+from benchmarks.chaos import WEIGHTS, rows
+from benchmarks.fleet import Fleet
 from iotsplit.datasets import partition
 from iotsplit.datasets.records import write_jsonl
 from iotsplit.fleet.output import to_toml
