@@ -50,7 +50,7 @@ class Fleet:
             self.port = int(listener.getsockname()[1])
         self.start("broker")
         deadline = clock.now() + 20
-        while clock.now() < deadline and not _listens(self.port):
+        while clock.now() < deadline and not listens(self.port):
             PAUSE.wait(POLL_S)
         for name in self.agents:
             self.proxies[name] = TcpProxy(self.port)
@@ -107,7 +107,7 @@ class Fleet:
             proxy.close()
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
     with contextlib.suppress(OSError):
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
         return True
