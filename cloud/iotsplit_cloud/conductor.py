@@ -118,9 +118,10 @@ class Conductor:
         ]
 
     def _journaled(self, said: list[Output]) -> list[Output]:
-        """Write down what was decided about the round before it is said."""
+        """Write down what was decided about the round before it is said: every decision is an assignment."""
         training = self.activity
-        if not isinstance(training, TrainingRound):
+        decided = any(isinstance(output, Assignment) for output in said)
+        if not decided or not isinstance(training, TrainingRound):
             return said
         state = RoundState(
             round=self.round,
