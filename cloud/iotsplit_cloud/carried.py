@@ -106,11 +106,6 @@ class Carried:
         """Ask for what is late."""
         return [want for session in self.sessions.values() for want in session.ask(now)]
 
-    @property
-    def next_due(self) -> float:
-        """When something will be late."""
-        return min((s.awaited.next_due for s in self.sessions.values()), default=float("inf"))
-
     def move(self, assignment: Assignment, now: float) -> None:
         """A session goes on at another edge."""
         self.sessions[assignment.device].move_to(assignment, assignment.steps, now)

@@ -157,11 +157,6 @@ class Conductor:
             for session in activity.sessions.values() if activity else ():
                 session.awaited.hurry(now)
 
-    @property
-    def next_due(self) -> float:
-        """When something that is waited for becomes late."""
-        return min(activity.next_due for activity in (self._carried, self.activity) if activity)
-
     def look(self, now: float) -> list[Output]:
         """Look after what is under way, or begin something."""
         before = self._carried.record()

@@ -111,14 +111,15 @@ class CloudRole:
         return [*said, *self._conductor.look(now)]
 
     def next_tick(self, now: float) -> float:
-        """Every second, and when something is late."""
+        """Every second: soon enough to ask for what is late, and cheap to say after each message."""
         if not self._is_open:
             return now
-        return min(self._conductor.next_due, self._looked_at + LOOK_AROUND_S, self._shelf.next_due)
+        return min(self._looked_at + LOOK_AROUND_S, self._shelf.next_due)
 
     def reconnected(self, now: float) -> list[Output]:
         """Say again what is retained and small, look for the adapter version, ask for what is waited for."""
         self._conductor.hurry(now)
+        self._looked_at = float("-inf")
         self._shelf.look([_head_path(self._p.library.current.version)], now)
         latest = AdapterLatest(version=self._p.library.current.version)
         return [latest, self._conductor.state(), *self._desk.all()]
