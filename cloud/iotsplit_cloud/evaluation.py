@@ -70,17 +70,18 @@ class EvaluationRound:
         self._tail = tail
         self._steps: dict[str, int] = {}  # steps of each session, once it has said so
         self._scores: dict[str, dict[int, Score]] = {device: {} for device in self.sessions}
+        self._late = set(self.sessions)  # whose scores are not all in
         for session in self.sessions.values():
             session.expect("activation", 0, 0, now)
 
     @property
     def done(self) -> bool:
         """All held-out data of every session that is still in is scored."""
-        return not self.waits_for()
+        return not self._late
 
     def waits_for(self) -> list[str]:
         """Devices whose scores are not all in."""
-        return [d for d in self.sessions if len(self._scores[d]) != self._steps.get(d, -1)]
+        return sorted(self._late)
 
     def tallies(self) -> dict[str, Tally]:
         """Sums by device, added up in the order of steps."""
@@ -110,6 +111,8 @@ class EvaluationRound:
             raise
         session.awaited.arrived(frame.identity, now)
         session.progress(now)
+        if not session.awaited:
+            self._late.discard(frame.device)
         return said
 
     def _repeated(self, session: CloudSession, frame: Frame) -> list[Output]:
@@ -134,6 +137,7 @@ class EvaluationRound:
         """Go on without a session."""
         del now
         session = self.sessions.pop(device)
+        self._late.discard(device)
         self.dropped[device] = reason
         if session.unfit:
             self.unfit[device] = session.unfit

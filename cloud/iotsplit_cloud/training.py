@@ -1,6 +1,6 @@
 """A training round in the cloud: lockstep over its sessions, and a ledger of what was applied. No I/O."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from iotsplit.errors import MalformedMessageError, PeerError
@@ -75,6 +75,7 @@ class TrainingRound:
         self._resumed = False
         self._saved: list[RoundCheckpoint] = []  # that this start of the cloud has found
         self._next: dict[str, int] = dict.fromkeys(self.sessions, 0)  # micro-batches done in this step
+        self._late = set(self.sessions)  # who has not brought all of this step; after the last one, its updates
         self._held: dict[str, list[Frame]] = {device: [] for device in self.sessions}
         self._ledger.expected += len(self.sessions) * settings.local_steps
         for session in self.sessions.values():
@@ -83,13 +84,11 @@ class TrainingRound:
     @property
     def done(self) -> bool:
         """Every session that is still in has brought both its updates."""
-        return all(len(brought) == len(UPDATE_OF) for brought in self.updates.values())
+        return not self._late and (self.step == self._settings.local_steps or not self.sessions)
 
     def waits_for(self) -> list[str]:
         """Devices whose session holds the others up."""
-        if self.step < self._settings.local_steps:
-            return [device for device, done in self._next.items() if done < self._settings.micro_batches]
-        return [device for device, brought in self.updates.items() if len(brought) < len(UPDATE_OF)]
+        return sorted(self._late)
 
     def handle(self, frame: Frame, now: float) -> list[Output]:
         """Take a frame of one of the round's sessions."""
@@ -102,7 +101,7 @@ class TrainingRound:
         if not self._is_wanted(session, frame):
             return []  # a repetition, or too far ahead: it will be asked for
         self._held[frame.device].append(frame)
-        return self._go_on(now)
+        return self._go_on([session], now)
 
     def _reply(self, session: CloudSession, frame: Frame, now: float) -> list[Output]:
         match frame.content:
@@ -128,6 +127,7 @@ class TrainingRound:
         """Go on without a session; what it brought for the step at hand is forgotten."""
         session = self.sessions.pop(device)
         self.dropped[device] = reason
+        self._late.discard(device)
         self._tail.drop(session.assignment.session)
         done = sum(name == session.assignment.session for name, _ in self._ledger.applied)
         self._ledger.expected -= self._settings.local_steps - done
@@ -136,7 +136,7 @@ class TrainingRound:
         # Earlier checkpoints could only be gone on from with the session that has left.
         self._saved = []
         said: list[Output] = [self._checkpoint()] if self.sessions else []
-        return [*said, *self._go_on(now)]
+        return [*said, *self._go_on(self.sessions.values(), now)]
 
     def void(self) -> None:
         """Take the round out of the ledger: it is done again from its start."""
@@ -195,10 +195,8 @@ class TrainingRound:
             session.awaited = Awaited()
             self.updates[device] = {}
             self._start_step(device, now)
-        return self._resume_all()
-
-    def _resume_all(self) -> list[Output]:
-        return [self._resume(session) for session in self.sessions.values()]
+        resumed = [self._resume(session) for session in self.sessions.values()]
+        return [*resumed, *self._go_on(self.sessions.values(), now)]
 
     def _resume(self, session: CloudSession) -> Frame:
         return session.resume(self._turns.resume(self._place(session)))
@@ -244,22 +242,25 @@ class TrainingRound:
         before = session.identity("activation", frame.step, frame.micro_batch)
         return isinstance(frame.content, TailGradient) and before in session.awaited
 
-    def _go_on(self, now: float) -> list[Output]:
-        """Treat what is held and can be treated, step by step."""
-        said: list[Output] = []
-        while True:
-            for session in list(self.sessions.values()):
-                while (frame := self._next_frame(session)) is not None:
-                    self._held[frame.device].remove(frame)
-                    try:
-                        said += self._take(session, frame, now)
-                    except PeerError as error:
-                        said.append(Refused(message=frame, error=error))
-                        if session.awaited.is_hopeless(frame.identity, error):
-                            session.unfit = str(error)
-            if not self._is_complete:
-                return said
+    def _go_on(self, sessions: Iterable[CloudSession], now: float) -> list[Output]:
+        """Treat what is held of these sessions and can be treated, and of all once the step is complete."""
+        said = [output for session in sessions for output in self._take_held(session, now)]
+        while self._is_complete:
             said += self._finish_step(now)
+            said += [output for each in self.sessions.values() for output in self._take_held(each, now)]
+        return said
+
+    def _take_held(self, session: CloudSession, now: float) -> list[Output]:
+        said: list[Output] = []
+        while (frame := self._next_frame(session)) is not None:
+            self._held[frame.device].remove(frame)
+            try:
+                said += self._take(session, frame, now)
+            except PeerError as error:
+                said.append(Refused(message=frame, error=error))
+                if session.awaited.is_hopeless(frame.identity, error):
+                    session.unfit = str(error)
+        return said
 
     def _next_frame(self, session: CloudSession) -> Frame | None:
         """A held frame that can be treated now.
@@ -312,14 +313,15 @@ class TrainingRound:
     def _arrived(self, session: CloudSession, frame: Frame, now: float) -> None:
         session.awaited.arrived(frame.identity, now)
         session.progress(now)
+        if not session.awaited:
+            self._late.discard(frame.device)
 
     # --- steps
 
     @property
     def _is_complete(self) -> bool:
         """All sessions of the step are in."""
-        ready = self.sessions and all(n == self._settings.micro_batches for n in self._next.values())
-        return bool(ready) and self.step < self._settings.local_steps
+        return bool(self.sessions) and not self._late and self.step < self._settings.local_steps
 
     def _finish_step(self, now: float) -> list[Output]:
         """One optimizer step, and the next step is waited for."""
@@ -360,6 +362,7 @@ class TrainingRound:
     def _start_step(self, device: str, now: float) -> None:
         session = self.sessions[device]
         self._next[device] = 0
+        self._late.add(device)
         self._held[device] = [frame for frame in self._held[device] if frame.step >= self.step]
         session.step_loss = 0.0
         session.progress_at = now
