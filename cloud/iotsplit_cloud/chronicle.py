@@ -44,7 +44,7 @@ class Chronicle:
         self._earlier = dict(report.ledger)
         self._peaks: dict[str, int] = {}
         self._last: dict[tuple[str, Tier], Metrics] = {}
-        self._held: set[tuple[str, int]] = set()
+        self._held: dict[str, int] = {}  # the version that each agent has fetched last
         self._up = self._down = 0
         self._round_at = 0.0
         self._training_s = 0.0
@@ -73,11 +73,11 @@ class Chronicle:
             self._up += len(frame.content.tensors)
 
     def count_fetches(self, assignments: Iterable[Assignment], version: Version) -> None:
-        """Count the adapter sections that these assignments make agents fetch, each once."""
+        """Count the adapter sections that these assignments make agents fetch."""
         for assignment in assignments:
             for agent, tier in ((assignment.device, Tier.DEVICE), (assignment.edge, Tier.EDGE)):
-                if (agent, version.version) not in self._held:
-                    self._held.add((agent, version.version))
+                if self._held.get(agent) != version.version:
+                    self._held[agent] = version.version
                     self._down += len(version.sections[tier])
 
     def round_started(self, now: float) -> None:
@@ -111,6 +111,7 @@ class Chronicle:
         self._tokens += sum(int(each["tokens"]) for each in sessions)
         self._up = self._down = 0
         self._last.clear()
+        self.ledger.settle()
         return row
 
     def scored(self, evaluation: EvaluationRound, when: str, *, answering: Container[str]) -> str:

@@ -148,7 +148,7 @@ def ledger_row(ledger: Ledger) -> dict[str, int]:
     """Expected = applied, nothing lost, nothing twice."""
     return {
         "expected": ledger.expected,
-        "applied": len(ledger.applied),
+        "applied": ledger.applied,
         "lost": ledger.lost,
         "duplicated": ledger.duplicated,
     }

@@ -129,7 +129,7 @@ class TrainingRound:
         self.dropped[device] = reason
         self._late.discard(device)
         self._tail.drop(session.assignment.session)
-        done = sum(name == session.assignment.session for name, _ in self._ledger.applied)
+        done = self._ledger.steps(session.assignment.session)
         self._ledger.expected -= self._settings.local_steps - done
         for table in (self._next, self._held, self.updates):
             table.pop(device)
@@ -186,9 +186,7 @@ class TrainingRound:
         newest = max([self.step, *(each.step for each in self._saved if each.regular)])
         for device, session in self.sessions.items():
             record = records.get(device, SessionRecord(tokens=0, losses=(), edge_checkpoint=0))
-            name = session.assignment.session
-            self._ledger.rewind(name, self.step)
-            self._ledger.applied |= {(name, at) for at in range(self.step)}
+            self._ledger.rewind(session.assignment.session, self.step)
             session.losses, session.tokens = list(record.losses), record.tokens
             session.backup.restart(self.step, newest=newest)
             session.backup.learn(Tier.EDGE, record.edge_checkpoint)
