@@ -92,6 +92,7 @@ class Store:
         self._round: RoundState | None = None
         self._started = clock.now()
         self._earlier_s = 0.0
+        self._drawn = False  # the picture shows all there is
         self._lines: dict[str, IO[bytes]] = {}
         with writing(output):
             (self._state / "versions").mkdir(parents=True, exist_ok=True)
@@ -157,7 +158,7 @@ class Store:
         with contextlib.suppress(RunFailedError), writing(self._output):
             if self._report is not None:
                 self._report.state, self._report.reason = state, reason
-                self._write_report(self._report, final=True)
+                self._write_report(self._report, final=not self._drawn)
             for file in self._lines.values():
                 file.close()
             self._database.close()
@@ -280,6 +281,7 @@ class Store:
                 row["peak_rss_bytes"] = peak_rss_bytes()
         report.events = list(_objects(self._output / "events.jsonl"))
         replace(self._output / "report.json", msgspec.json.format(msgspec.json.encode(report), indent=2))
+        self._drawn = final
         if final:
             draw(self._output / "metrics.jsonl", report, self._output / "loss.png")
 
