@@ -17,12 +17,11 @@ import signal
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from benchmarks.fleet import PAUSE, POLL_S, Fleet
+from benchmarks.fleet import PAUSE, POLL_S, Fleet, rows
 from iotsplit.datasets import partition
 from iotsplit.datasets.records import write_jsonl
 from iotsplit.runtime import clock, serve
@@ -135,13 +134,6 @@ def run(fleet: Fleet, chaos: Chaos | None) -> None:
             PAUSE.wait(POLL_S)
     finally:
         fleet.close()
-
-
-def rows(file: Path) -> Iterator[dict[str, Any]]:
-    """Lines of a .jsonl file; one that a kill has torn is passed over."""
-    for line in file.read_text().splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            yield json.loads(line)
 
 
 def steps_at(output: Path) -> list[float]:

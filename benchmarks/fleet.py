@@ -1,15 +1,17 @@
 """A fleet of real processes, each started again when it ends, as systemd would do."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -112,3 +114,10 @@ def listens(port: int) -> bool:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
         return True
     return False
+
+
+def rows(file: Path) -> Iterator[dict[str, Any]]:
+    """Lines of a .jsonl file; one that a kill has torn is passed over."""
+    for line in file.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            yield json.loads(line)

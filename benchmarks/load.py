@@ -9,6 +9,7 @@ cloud`. Exits with 1 if a round is not whole, or if a step is lost or applied tw
 
 import argparse
 import contextlib
+import faulthandler
 import itertools
 import json
 import multiprocessing
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import threading
 import traceback
+import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
@@ -31,9 +33,10 @@ import psutil
 import torch
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.fleet import PAUSE, listens
+from benchmarks.fleet import PAUSE, listens, rows
 from iotsplit.agent import Agent
 from iotsplit.chunks import CHUNK_BYTES
+from iotsplit.errors import PeerError
 from iotsplit.mailbox import Mailbox
 from iotsplit.messages import Message
 from iotsplit.packet import Packet
@@ -44,7 +47,7 @@ from iotsplit.runtime.link import LinkChange
 from iotsplit.runtime.mqtt import BrokerAddress, MqttLink
 from iotsplit.runtime.runner import Runner, new_birth
 from iotsplit.settings import TrainingSettings
-from iotsplit.states import Event, decode_state
+from iotsplit.states import Event, State, decode_state
 from iotsplit.tensors import adapters
 from iotsplit.tensors.models import describe
 from iotsplit.topics import Topics
@@ -147,16 +150,25 @@ def host(
     """Run many agents in this process, each as a process of its own would, until a signal ends it."""
     processes.die_with_parent()
     processes.return_freed_memory()
+    faulthandler.enable()
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     serve.start_logging("warning")
     torch.set_num_threads(1)
     # Before any of them runs: a part is loaded in a context that all threads of a process are in.
     roles = [ROLES[tier](name, model, settings) for name in names]
+    _learn_to_read()
     for role in roles:
         agent = Neighbour(role, Mailbox(Topics(FLEET), role.agent), wall=clock.wall)
         link = MqttLink(_address(port), serve.client_id(FLEET, tier, role.agent))
         runner = Runner(agent, link, largest_bytes=CHUNK_BYTES)
         threading.Thread(target=_run, args=(runner,), name=role.agent).start()
+
+
+def _learn_to_read() -> None:
+    # msgspec works out how to read a record when it first does; many threads at once have crashed it.
+    for kind in typing.get_args(State):
+        with contextlib.suppress(PeerError):
+            decode_state(b"{}", kind)
 
 
 def _run(runner: Runner) -> None:
@@ -179,6 +191,7 @@ class Moment:
     """What had been used so far at the end of a round."""
 
     at: float
+    wall: float
     cloud_s: float
     broker_s: float
     agents_s: float
@@ -217,6 +230,7 @@ class Watcher:
             self.moments.append(
                 Moment(
                     at=clock.now(),
+                    wall=clock.wall(),
                     cloud_s=cpu_s([self.cloud]),
                     broker_s=cpu_s([self.broker]),
                     agents_s=cpu_s(self._agents),
@@ -253,6 +267,8 @@ class Row:
     is_whole: bool
     steps: int
     """Device-steps of a round."""
+    messages: float
+    """What the cloud was told in a round: frames, and progress and heartbeats of agents."""
 
     @property
     def is_clean(self) -> bool:
@@ -263,6 +279,11 @@ class Row:
     def cloud_ms(self) -> float:
         """The cloud's CPU time for one step of one device."""
         return 1e3 * statistics.median(self.cloud_s) / self.steps
+
+    @property
+    def message_ms(self) -> float:
+        """The cloud's CPU time for one message."""
+        return 1e3 * sum(self.cloud_s) / len(self.cloud_s) / self.messages
 
 
 # --- one fleet
@@ -339,6 +360,14 @@ def cloud_of(size: Size, port: int, more: Sequence[str]) -> Iterator["subprocess
         processes.stop(process)
 
 
+def told(size: Size, start: float, end: float) -> float:
+    """Messages that the cloud took for a round between two times of day."""
+    heard = [row for row in rows(size.root / "out" / "metrics.jsonl") if row["role"] != Tier.CLOUD]
+    metrics = len([row for row in heard if start <= row["time"] <= end])
+    frames = size.devices * (size.settings.local_steps + 2)  # activations, and two updates
+    return metrics / size.settings.rounds + frames
+
+
 def measured(size: Size, more: Sequence[str]) -> Row:
     """Run a fleet to its end."""
     size.root.mkdir()
@@ -377,6 +406,7 @@ def measured(size: Size, more: Sequence[str]) -> Row:
         ledger=report["ledger"],
         is_whole=len(whole) == size.settings.rounds and all(whole),
         steps=size.devices * size.settings.local_steps,
+        messages=told(size, moments[0].wall, moments[-1].wall),
     )
 
 
@@ -387,26 +417,27 @@ def _spread(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
 
 
-def table(rows: Sequence[Row]) -> None:
+def table(sizes: Sequence[Row]) -> None:
     """A line per size, and how the cloud's share grows."""
     print("devices  joined s  s per round (median, range)   msg/s in  msg/s out")
-    for row in rows:
+    for row in sizes:
         print(
             f"{row.devices:7} {row.joined_s:9.1f}  {_spread(row.rounds_s):28} "
             f"{row.published:9.0f} {row.delivered:10.0f}"
         )
     print("devices  CPU s per round: cloud          broker               agents     RSS MiB: cloud  broker")
-    for row in rows:
+    for row in sizes:
         print(
             f"{row.devices:7}  {_spread(row.cloud_s):22} {_spread(row.broker_s):20} "
             f"{statistics.median(row.agents_s):6.1f} {row.cloud_rss / MIB:16.0f} {row.broker_rss / MIB:7.0f}"
         )
-    print("devices  cloud ms per device-step  times the size before  ledger")
-    for before, row in zip([None, *rows], rows, strict=False):
-        grown = "" if before is None else f"{row.cloud_ms / before.cloud_ms:.2f}"
-        told = ", ".join(f"{value} {key}" for key, value in row.ledger.items())
+    print("devices  cloud ms: per step of a device  per message  (times the size before)  ledger")
+    for before, row in zip([None, *sizes], sizes, strict=False):
+        grown = "" if before is None else f"{row.cloud_ms / before.cloud_ms:.2f}, "
+        grown += "" if before is None else f"{row.message_ms / before.message_ms:.2f}"
+        ledger = ", ".join(f"{value} {key}" for key, value in row.ledger.items())
         print(
-            f"{row.devices:7} {row.cloud_ms:12.2f} {grown:>24}            {told}"
+            f"{row.devices:7} {row.cloud_ms:31.2f} {row.message_ms:12.2f}  {grown:24} {ledger}"
             f"{'' if row.is_whole else ', NOT ALL ROUNDS WHOLE'}"
         )
 
@@ -430,7 +461,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, OPEN_FILES)), hard))
     settings = TrainingSettings(**STEPS, rounds=options.rounds, local_steps=options.local_steps)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    rows = []
+    sizes = []
     with contextlib.ExitStack() as stack:
         root = options.output or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         root.mkdir(parents=True, exist_ok=True)
@@ -444,10 +475,10 @@ def main() -> int:
             size = Size(
                 root=root / str(devices), model=model, devices=devices, edges=options.edges, settings=settings
             )
-            rows.append(measured(size, options.more))
-            print(f"  {devices} devices: {_spread(rows[-1].rounds_s)} s per round", flush=True)
-    table(rows)
-    return 0 if all(row.is_clean for row in rows) else 1
+            sizes.append(measured(size, options.more))
+            print(f"  {devices} devices: {_spread(sizes[-1].rounds_s)} s per round", flush=True)
+    table(sizes)
+    return 0 if all(row.is_clean for row in sizes) else 1
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ import paho.mqtt.client as mqtt
 import psutil
 from paho.mqtt.enums import CallbackAPIVersion
 
-from benchmarks.chaos import Chaos, rows
-from benchmarks.fleet import PAUSE, POLL_S, Fleet
+from benchmarks.chaos import Chaos
+from benchmarks.fleet import PAUSE, POLL_S, Fleet, rows
 from iotsplit.datasets.records import Text, write_jsonl
 from iotsplit.runtime import clock
 from iotsplit_cloud.versions import KEPT_VERSIONS

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.chaos import WEIGHTS, rows
-from benchmarks.fleet import Fleet
+from benchmarks.chaos import WEIGHTS
+from benchmarks.fleet import Fleet, rows
 from iotsplit.datasets import partition
 from iotsplit.datasets.records import write_jsonl
 from iotsplit.fleet.output import to_toml
