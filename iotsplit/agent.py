@@ -78,6 +78,11 @@ class Agent:
         return self._mailbox.outgoing(birth)[0]
 
     @property
+    def state_topic(self) -> str:
+        """Where the agent says its state, and the broker its last will."""
+        return self._mailbox.topics.topic_of(self.role.birth)
+
+    @property
     def probe_topic(self) -> str:
         """Where the agent sends something to itself, to learn what the broker passes on."""
         return f"{self._mailbox.topics.root}probe/{self.role.agent}"

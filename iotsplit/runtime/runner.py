@@ -124,7 +124,7 @@ class Runner:
 
     def _send_to_self(self) -> int:
         """Send the largest message to ourselves; gives the incarnation that comes before it, or -1."""
-        own, probe = self._agent.last_will.topic, self._agent.probe_topic
+        own, probe = self._agent.state_topic, self._agent.probe_topic
         self._link.subscribe(frozenset({own, probe}))
         largest = Packet(topic=probe, payload=bytes(self._largest_bytes), qos=0)
         self._link.publish(largest)
@@ -215,8 +215,7 @@ class Runner:
             self._stopping = True
 
     def _filters(self) -> frozenset[str]:
-        own = self._agent.last_will.topic
-        return self._agent.filters | {own}
+        return self._agent.filters | {self._agent.state_topic}
 
     def _check_own_state(self, birth: Birth) -> None:
         # Also when it is offline: the broker lets only one of two namesakes in, so each finds the other's will.
