@@ -59,7 +59,8 @@ class TrainingSettings:
         sequence_length: Tokens of the longest sequence.
         cut: First layer of the edge and first layer of the cloud.
         labels: Where the loss is computed. With `cloud` the token ids of the training text reach the cloud.
-        codec: Encoding of activations and gradients.
+        codec: Encoding of activations and gradients, `fp32`, `bf16`, `int8` or `int4`; or one for each, such as
+            `int4:int8`.
         aggregation: How adapters are averaged: A and B apart, their product, or A and B without extreme values.
         trim: With `trimmed`, share of the devices whose values are left out at each end; at least one of three.
         clip_updates: Shorten updates that are longer than the median of the round, whatever the aggregation.
@@ -82,7 +83,7 @@ class TrainingSettings:
     sequence_length: int = 128
     cut: tuple[int, int] = (4, 15)
     labels: Labels = Labels.CLOUD
-    codec: Codec = Codec.INT8
+    codec: str = "int8"
     aggregation: Aggregation = Aggregation.FEDAVG
     trim: float = 0.2
     clip_updates: bool = False
@@ -96,12 +97,23 @@ class TrainingSettings:
     evaluate: str = "ends"
     checkpoint_every: int = 10
 
+    @property
+    def activation_codec(self) -> Codec:
+        """Encoding of activations, those that go down to the head on a device included."""
+        return Codec(self.codec.partition(":")[0])
+
+    @property
+    def gradient_codec(self) -> Codec:
+        """Encoding of gradients."""
+        return Codec(self.codec.rpartition(":")[2])
+
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the setting.
 
         Raises:
             UsageError: a value is out of its range.
         """
+        _check_codec(self.codec)
         for name in ("rounds", "local_steps", "batch_size", "micro_batches", "rank", "checkpoint_every"):
             at_least(name, getattr(self, name), 1)
         at_least("sequence_length", self.sequence_length, 2)
@@ -121,6 +133,15 @@ class TrainingSettings:
             raise UsageError("target_modules is empty", fix="name linear layers, or all-linear")
         if self.evaluate not in {"rounds", "ends"}:
             raise UsageError(f"evaluate {self.evaluate!r} is unknown", fix="use rounds or ends")
+
+
+def _check_codec(codec: str) -> None:
+    if not set(codec.split(":", 1)) <= set(Codec):
+        known = ", ".join(Codec)
+        raise UsageError(
+            f"codec {codec!r} is unknown",
+            fix=f"use one of {known}, or one for activations and one for gradients, such as int4:int8",
+        )
 
 
 def at_least(name: str, value: int, least: int) -> None:

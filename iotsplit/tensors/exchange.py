@@ -1,10 +1,10 @@
-"""Hidden states and gradients between tiers: one codec, one size and one bound for the whole fleet."""
+"""Hidden states and gradients between tiers: codecs, sizes and bounds are the same for the whole fleet."""
 
 import torch
 
 from iotsplit.errors import DivergedError, NotFiniteError, TensorRefusedError
 from iotsplit.messages import Activation, PackedTensor
-from iotsplit.settings import TrainingSettings
+from iotsplit.settings import Codec, TrainingSettings
 from iotsplit.tensors.bounds import largest_hidden
 from iotsplit.tensors.compression import Shape, pack, unpack
 
@@ -46,7 +46,8 @@ class Exchange:
         Raises:
             DivergedError: they are not finite, or too large.
         """
-        return self._pack(hidden, largest_hidden(hidden.numel(), self._settings.norm_bound))
+        largest = largest_hidden(hidden.numel(), self._settings.norm_bound)
+        return self._pack(hidden, self._settings.activation_codec, largest)
 
     def pack_gradient(self, gradient: torch.Tensor) -> PackedTensor:
         """Pack a gradient (batch, time, width) by hidden states.
@@ -54,7 +55,7 @@ class Exchange:
         Raises:
             DivergedError: it is not finite, or too large.
         """
-        return self._pack(gradient, self._settings.norm_bound)
+        return self._pack(gradient, self._settings.gradient_codec, self._settings.norm_bound)
 
     def unpack_hidden(self, packed: PackedTensor, shape: Shape) -> torch.Tensor:
         """Unpack hidden states, as float32 of `shape`.
@@ -62,9 +63,8 @@ class Exchange:
         Raises:
             PeerError: they are not what was agreed, not finite, or too large.
         """
-        values = torch.Size(shape).numel()
-        largest = largest_hidden(values, self._settings.norm_bound)
-        return unpack(packed, shape=shape, codec=self._settings.codec, largest_norm=largest)
+        largest = largest_hidden(torch.Size(shape).numel(), self._settings.norm_bound)
+        return unpack(packed, shape=shape, codec=self._settings.activation_codec, largest_norm=largest)
 
     def unpack_gradient(self, packed: PackedTensor, shape: Shape) -> torch.Tensor:
         """Unpack a gradient by hidden states, as float32 of `shape`.
@@ -73,11 +73,11 @@ class Exchange:
             PeerError: it is not what was agreed, not finite, or too large.
         """
         largest = self._settings.norm_bound
-        return unpack(packed, shape=shape, codec=self._settings.codec, largest_norm=largest)
+        return unpack(packed, shape=shape, codec=self._settings.gradient_codec, largest_norm=largest)
 
-    def _pack(self, values: torch.Tensor, largest: float) -> PackedTensor:
+    def _pack(self, values: torch.Tensor, codec: Codec, largest: float) -> PackedTensor:
         try:
-            return pack(values, self._settings.codec, largest_norm=largest)
+            return pack(values, codec, largest_norm=largest)
         except NotFiniteError as error:
             raise DivergedError(str(error)) from None
         except TensorRefusedError as error:

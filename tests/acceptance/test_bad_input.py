@@ -43,7 +43,7 @@ CASES: list[tuple[str, int, str, str]] = [
     ("run --modle=x", 2, "--modle", "--model"),
     ("run stray", 2, "unexpected 'stray'", "--help"),
     ("run --rounds=three", 2, "--rounds", "--help"),
-    ("run --codec=zip", 2, '"zip" for --codec', '"int8"'),
+    ("run --codec=zip", 2, "codec 'zip'", "int8"),
     ("run --learning-rate=nan", 2, "learning_rate", "1e-3"),
     ("run --edges=0", 2, "edges 0", "1 or more"),
     ("run --output=", 2, "--output", "it is empty"),
@@ -145,7 +145,7 @@ def test_bad_input_is_told_in_one_line(
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("ROUNDS", "three"), ("CUT", "4"), ("CODEC", "zip"), ("JSON", "perhaps"), ("EDGES", "0.5")],
+    [("ROUNDS", "three"), ("CUT", "4"), ("LABELS", "nowhere"), ("JSON", "perhaps"), ("EDGES", "0.5")],
 )
 def test_a_wrong_value_in_the_environment_names_its_variable(
     name: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -36,6 +36,9 @@ def test_counts_are_at_least_one(name: str) -> None:
         ({"norm_bound": float("inf")}, "norm_bound"),
         ({"norm_bound": float("nan")}, "norm_bound"),
         ({"evaluate": "never"}, "evaluate"),
+        ({"codec": "zip"}, "codec 'zip'"),
+        ({"codec": "int4:"}, "codec 'int4:'"),
+        ({"codec": "int4:int8:int8"}, "codec"),
     ],
 )
 def test_training_that_cannot_work_is_refused(changes: dict[str, Any], named: str) -> None:

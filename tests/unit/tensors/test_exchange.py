@@ -27,6 +27,19 @@ def _activation(**changes: Any) -> Activation:
     return Activation(**(plain | changes))
 
 
+def test_activations_and_gradients_may_have_codecs_of_their_own() -> None:
+    exchange = Exchange(
+        TrainingSettings(codec="int4:int8", batch_size=2, micro_batches=1, sequence_length=3), 4
+    )
+    tensor = torch.ones(SHAPE)
+    assert exchange.pack_hidden(tensor).scheme == "int4"
+    assert exchange.pack_gradient(tensor).scheme == "int8"
+    exchange.unpack_hidden(exchange.pack_hidden(tensor), SHAPE)
+    exchange.unpack_gradient(exchange.pack_gradient(tensor), SHAPE)
+    with pytest.raises(TensorRefusedError, match="scheme 'int8' instead of int4"):
+        exchange.unpack_hidden(exchange.pack_gradient(tensor), SHAPE)
+
+
 @pytest.mark.parametrize("codec", Codec)
 def test_hidden_states_are_bounded_by_their_root_mean_square(codec: Codec) -> None:
     exchange = _exchange(codec)
