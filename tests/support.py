@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from paho.mqtt.client import topic_matches_sub
 from tokenizers import Tokenizer
@@ -302,7 +303,9 @@ class Fleet:
 
     @property
     def report(self) -> Report:
-        return self.milestones[-1].report
+        """The last one, with the rounds that the milestones tell of."""
+        rows = {milestone.row["round"]: milestone.row for milestone in self.milestones if milestone.row}
+        return msgspec.structs.replace(self.milestones[-1].report, rounds=list(rows.values()))
 
     def adapter(self) -> dict[str, torch.Tensor]:
         return self.versions[-1].tensors()

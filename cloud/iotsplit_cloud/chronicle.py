@@ -20,6 +20,7 @@ from iotsplit_cloud.ledger import Ledger
 from iotsplit_cloud.members import Member
 from iotsplit_cloud.report import (
     Report,
+    Row,
     agent_rows,
     bytes_row,
     enter_scores,
@@ -34,12 +35,14 @@ class Chronicle:
     """Keeps the report.
 
     Args:
-        report: of this run so far; one with rounds in it is gone on with.
+        report: of this run so far.
+        row: of the newest round, if an earlier start has finished one: it is gone on with.
     """
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: Report, row: Row | None = None) -> None:
         self._report = report
-        self._resumed = bool(report.rounds)
+        self._resumed = row is not None
+        self.row = row
         self.ledger = Ledger()
         self._earlier = dict(report.ledger)
         self._peaks: dict[str, int] = {}
@@ -57,8 +60,9 @@ class Chronicle:
 
     def resumed(self, agent: str) -> list[Output]:
         """An event if the run goes on from an earlier start."""
-        detail = f"after round {len(self._report.rounds)}"
-        return [Event(kind="cloud_resumed", agent=agent, detail=detail)] if self._resumed else []
+        if not self._resumed or self.row is None:
+            return []
+        return [Event(kind="cloud_resumed", agent=agent, detail=f"after round {self.row['round']}")]
 
     def take(self, metrics: Metrics) -> None:
         """Note another agent's metrics."""
@@ -106,7 +110,7 @@ class Chronicle:
             "dropped": [{"device": device, "reason": reason} for device, reason in training.dropped.items()],
             "late": [{"device": device, "tokens": both[Tier.DEVICE].tokens} for device, both in late.items()],
         }
-        self._report.rounds.append(row)
+        self.row = row
         self._training_s += wall_s
         self._tokens += sum(int(each["tokens"]) for each in sessions)
         self._up = self._down = 0
@@ -117,8 +121,8 @@ class Chronicle:
     def scored(self, evaluation: EvaluationRound, when: str, *, answering: Container[str]) -> str:
         """Enter an evaluation; gives its sums as JSON."""
         row = enter_scores(self._report, evaluation, when, answering=answering)
-        if self._report.rounds:
-            self._report.rounds[-1]["eval"] = row
+        if self.row is not None:
+            self.row = {**self.row, "eval": row}
         return msgspec.json.encode({"when": when, **row}).decode()
 
     def report_now(self, members: Sequence[Member], cloud: Birth, *, done: bool) -> Report:

@@ -127,7 +127,9 @@ def make_role(
         tail=tail,
         library=library,
         members=Members(model=info.fingerprint, plans=plans),
-        chronicle=Chronicle(saved.report if saved else new_report(options.fleet, model, settings)),
+        chronicle=Chronicle(
+            saved.report if saved else new_report(options.fleet, model, settings), saved.row if saved else None
+        ),
     )
     run = secrets.token_hex(3)
     return CloudRole(

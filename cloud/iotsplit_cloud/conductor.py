@@ -357,6 +357,7 @@ class Conductor:
         done = self.phase is Phase.DONE
         return Milestone(
             report=self._p.chronicle.report_now(self._p.members.all(), self._birth(), done=done),
+            row=self._p.chronicle.row,
             round=self.round,
             version=self._p.library.current.version,
             optimizer=self._p.tail.optimizer_state(),

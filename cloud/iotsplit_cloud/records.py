@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from iotsplit.role import Local
 from iotsplit.states import Metrics
 from iotsplit_cloud.journal import CarriedSession
-from iotsplit_cloud.report import Report
+from iotsplit_cloud.report import Report, Row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,9 +18,15 @@ class Heard(Local):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Milestone(Local):
-    """A consistent state of the fleet between rounds: what a restarted cloud goes on from."""
+    """A consistent state of the fleet between rounds: what a restarted cloud goes on from.
+
+    Args:
+        report: without its rounds and events, which only ever become more.
+        row: of the newest round, once there is one.
+    """
 
     report: Report
+    row: Row | None = None
     round: int
     version: int
     optimizer: bytes

@@ -21,8 +21,12 @@ LEAVES_DEVICE = {
 """What anyone who reads the bus, the edge or the cloud can see, by where the labels are."""
 
 
+Row = Mapping[str, Any]
+"""What the report says of one round."""
+
+
 class Report(msgspec.Struct, kw_only=True):
-    """What ``report.json`` holds."""
+    """What ``report.json`` holds; rounds and events are lines of files of their own until it is written."""
 
     version: str = __version__
     fleet: str
@@ -34,11 +38,11 @@ class Report(msgspec.Struct, kw_only=True):
     codec: str
     aggregation: str
     settings: dict[str, Any]
-    rounds: list[dict[str, Any]] = []
+    rounds: list[Any] = []
     eval: dict[str, Any] = {}
     agents: list[dict[str, Any]] = []
     ledger: dict[str, int] = {}
-    events: list[dict[str, Any]] = []
+    events: list[Any] = []
     tokens_per_second: float = 0.0
     wall_s: float = 0.0
     state: str = "running"

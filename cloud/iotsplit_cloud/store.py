@@ -29,10 +29,12 @@ from iotsplit_cloud.database import Database
 from iotsplit_cloud.journal import CarriedSession, Earlier, RoundCheckpoint, RoundState, SessionRecord
 from iotsplit_cloud.plot import draw
 from iotsplit_cloud.records import Heard, Milestone
-from iotsplit_cloud.report import Report
+from iotsplit_cloud.report import Report, Row
 from iotsplit_cloud.versions import KEPT_VERSIONS, Version
 
 KEPT_CHECKPOINTS = 2
+REPORT_SHARE = 20
+"""How many times as long as it took to write the report the next waits, but for the last."""
 
 log = structlog.get_logger()
 
@@ -60,6 +62,7 @@ class Saved:
     """What a restarted cloud goes on from.
 
     Args:
+        row: of the newest round.
         earlier: where the role goes on.
     """
 
@@ -67,6 +70,7 @@ class Saved:
     versions: list[Version]
     optimizer: bytes
     report: Report
+    row: Row | None
     earlier: Earlier
 
 
@@ -89,17 +93,20 @@ class Store:
         self._rounds: dict[int, int] = {}
         self._sha256: dict[str, str] = {}
         self._report: Report | None = None
+        self._row: Row | None = None
+        self._last_round = 0
         self._round: RoundState | None = None
         self._started = clock.now()
         self._earlier_s = 0.0
         self._drawn = False  # the picture shows all there is
+        self._report_due = 0.0
         self._lines: dict[str, IO[bytes]] = {}
         with writing(output):
             (self._state / "versions").mkdir(parents=True, exist_ok=True)
             (self._state / "round").mkdir(exist_ok=True)
         self._database = Database(self._state / "state.db")
         with writing(output):
-            for name in ("metrics", "events"):
+            for name in ("metrics", "events", "rounds"):
                 self._lines[name] = _continued(output / f"{name}.jsonl")
 
     def load(self) -> Saved | None:
@@ -115,13 +122,16 @@ class Store:
         self._rounds, self._sha256 = state.rounds, state.sha256
         self._round = self._database.fact("round", RoundState)
         self._earlier_s = state.report.wall_s
-        self._report = state.report
+        self._report, self._last_round = state.report, state.round
         versions = [self._version(number) for number in sorted(state.rounds) if self._is_usable(number, state)]
+        rows = list(self._rows().values())
+        self._row = msgspec.json.decode(rows[-1]) if rows else None
         return Saved(
             version=state.version,
             versions=versions,
             optimizer=self._needed(self._state / f"optimizer-{state.round}.safetensors"),
             report=state.report,
+            row=self._row,
             earlier=Earlier(
                 round=state.round,
                 interrupted=self._round,
@@ -158,14 +168,18 @@ class Store:
         with contextlib.suppress(RunFailedError), writing(self._output):
             if self._report is not None:
                 self._report.state, self._report.reason = state, reason
-                self._write_report(self._report, final=not self._drawn)
+                self._write_report(self._report, draws=not self._drawn)
             for file in self._lines.values():
                 file.close()
             self._database.close()
 
     def _save(self, milestone: Milestone) -> None:
-        self._report = milestone.report
-        self._write_report(milestone.report, final=milestone.final)
+        self._report, self._last_round = milestone.report, milestone.round
+        self._drawn = False
+        self._add_row(milestone.row)
+        self._count(milestone.report)
+        if milestone.final or clock.now() >= self._report_due:
+            self._write_report(milestone.report, draws=milestone.final)
         optimizer = self._state / f"optimizer-{milestone.round}.safetensors"
         self._replace(optimizer, milestone.optimizer)
         kept = sorted(self._rounds)[-KEPT_VERSIONS:]
@@ -274,18 +288,40 @@ class Store:
         file = self._state / name
         return file == optimizer or file.parent.name in map(str, self._rounds)
 
-    def _write_report(self, report: Report, *, final: bool) -> None:
-        report.wall_s = self._earlier_s + clock.now() - self._started
-        for row in report.agents:
-            if row["id"] == self._agent:
-                row["peak_rss_bytes"] = peak_rss_bytes()
-        report.events = list(_objects(self._output / "events.jsonl"))
-        replace(self._output / "report.json", msgspec.json.format(msgspec.json.encode(report), indent=2))
-        self._drawn = final
-        if final:
-            draw(self._output / "metrics.jsonl", report, self._output / "loss.png")
+    def _add_row(self, row: Row | None) -> None:
+        """Write what the report says of a round, before the database says that the round is over."""
+        if row is not None and row != self._row:
+            self._line("rounds", row)
+            os.fsync(self._lines["rounds"].fileno())
+            self._row = row
 
-    def _line(self, name: str, message: Metrics | Event) -> None:
+    def _rows(self) -> dict[int, msgspec.Raw]:
+        """The newest row of each round that is over; one behind them is of a round that will be done again."""
+        rows = {row["round"]: raw for raw, row in _objects(self._output / "rounds.jsonl")}
+        return {number: rows[number] for number in sorted(rows) if number <= self._last_round}
+
+    def _count(self, report: Report) -> None:
+        report.wall_s = self._earlier_s + clock.now() - self._started
+        for agent in report.agents:
+            if agent["id"] == self._agent:
+                agent["peak_rss_bytes"] = peak_rss_bytes()
+
+    def _write_report(self, report: Report, *, draws: bool) -> None:
+        """Write all there is; how long that takes grows with the run, so it is done ever more rarely."""
+        began = clock.now()
+        self._count(report)
+        whole = msgspec.structs.replace(
+            report,
+            rounds=list(self._rows().values()),
+            events=[raw for raw, _ in _objects(self._output / "events.jsonl")],
+        )
+        replace(self._output / "report.json", msgspec.json.format(msgspec.json.encode(whole), indent=2))
+        self._report_due = clock.now() + REPORT_SHARE * (clock.now() - began)
+        if draws:
+            draw(self._output / "metrics.jsonl", whole, self._output / "loss.png")
+            self._drawn = True
+
+    def _line(self, name: str, message: Metrics | Event | Row) -> None:
         line = msgspec.json.encode(message) + b"\n"
         if self._lines[name].write(line) < len(line):  # a full disk takes a part and says nothing
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._output / f"{name}.jsonl"))
@@ -314,8 +350,9 @@ def _continued(file: Path) -> IO[bytes]:
     return lines
 
 
-def _objects(file: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file of lines, without what a full disk has cut short."""
-    for line in file.read_bytes().splitlines():
-        with contextlib.suppress(msgspec.DecodeError):
-            yield msgspec.json.decode(line, type=dict[str, Any])
+def _objects(file: Path) -> Iterator[tuple[msgspec.Raw, dict[str, Any]]]:
+    """The objects of a file of lines, also as they stand there; without what a full disk has cut short."""
+    with file.open("rb") as lines:
+        for line in lines:
+            with contextlib.suppress(msgspec.DecodeError):
+                yield msgspec.Raw(line.rstrip()), msgspec.json.decode(line, type=dict[str, Any])

@@ -19,7 +19,15 @@ MARKER = "run.json"
 LOCK = "run.lock"
 # Everything that a run writes; nothing else is ever removed.
 OWN_FOLDERS = ("state", "data", "logs", "adapter", "alone", "alone-data")
-OWN_FILES = (MARKER, "fleet.toml", "report.json", "metrics.jsonl", "events.jsonl", "loss.png")
+OWN_FILES = (
+    MARKER,
+    "fleet.toml",
+    "report.json",
+    "metrics.jsonl",
+    "events.jsonl",
+    "rounds.jsonl",
+    "loss.png",
+)
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):

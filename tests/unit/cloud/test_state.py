@@ -1,5 +1,6 @@
 """What a restarted cloud finds on its disk: the last whole state, or a clear refusal."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,15 @@ def test_a_version_that_no_milestone_names_is_as_if_it_had_not_been_made(tmp_pat
     begun(tmp_path).take(version(1))
     saved = found(tmp_path)
     assert (saved.version, [each.version for each in saved.versions]) == (0, [0])
+
+
+def test_the_newest_round_is_known_and_not_one_that_was_not_over(tmp_path: Path) -> None:
+    made = make_store(tmp_path)
+    for number in (0, 1):
+        made.take(version(number))
+        made.take(dataclasses.replace(milestone(number), row={"round": number}))
+    made._add_row({"round": 2})  # and then the power goes
+    assert found(tmp_path).row == {"round": 1}
 
 
 # --- in a round

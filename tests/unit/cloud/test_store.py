@@ -1,9 +1,11 @@
 """What the cloud writes while a run goes on, and what a full disk leaves of it."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import IO, cast
 
+import msgspec
 import pytest
 
 from iotsplit.errors import RunFailedError
@@ -69,3 +71,52 @@ def test_an_output_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunFailedError, match="cannot write"):
         make_store(tmp_path / "file")
+
+
+# --- rounds of the report
+
+
+def ended(number: int, *, row: int | None = None, **more: object) -> Milestone:
+    """What is kept at the end of a round."""
+    told = {"round": number if row is None else row, "wall_s": 1.5} | more
+    return dataclasses.replace(milestone(), round=number, row=told)
+
+
+def rounds_told(output: Path) -> list[dict[str, object]]:
+    told: list[dict[str, object]] = json.loads((output / "report.json").read_bytes())["rounds"]
+    return told
+
+
+def rounds_file(output: Path) -> list[bytes]:
+    return (output / "rounds.jsonl").read_bytes().splitlines()
+
+
+def test_the_report_has_all_rounds_and_the_database_none(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    size_bytes = set()
+    for number in range(1, 21):
+        store.take(ended(number))
+        size_bytes.add(len(store._database.fact("state", msgspec.Raw) or b""))
+    store.close("done")
+    assert [row["round"] for row in rounds_told(tmp_path)] == list(range(1, 21))
+    assert max(size_bytes) - min(size_bytes) < 50
+
+
+def test_a_round_that_is_said_again_with_its_evaluation_counts_once(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    store.take(ended(1))
+    store.take(ended(1, eval={"loss": 2.0}))
+    store.take(ended(1, eval={"loss": 2.0}))
+    store.close("done")
+    assert [row.get("eval") for row in rounds_told(tmp_path)] == [{"loss": 2.0}]
+    assert len(rounds_file(tmp_path)) == 2
+
+
+def test_what_takes_long_to_write_is_written_more_rarely_but_at_the_end(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    store.take(ended(1))
+    store._report_due = float("inf")
+    store.take(ended(2))
+    assert [row["round"] for row in rounds_told(tmp_path)] == [1]
+    store.close("stopped")
+    assert [row["round"] for row in rounds_told(tmp_path)] == [1, 2]
