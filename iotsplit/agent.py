@@ -10,7 +10,7 @@ from iotsplit.mailbox import Mailbox
 from iotsplit.messages import Frame, Message
 from iotsplit.packet import Packet
 from iotsplit.role import Local, Output, Refused, Role
-from iotsplit.states import Birth, Event, Metrics
+from iotsplit.states import Assignment, Birth, Event, Metrics
 
 Sink = Callable[[Local | Metrics | Event], None]
 """Takes what a role keeps on its own machine, and its own metrics and events."""
@@ -62,6 +62,7 @@ class Agent:
         self._by_session: dict[str, tuple[Counter[str], Counter[str]]] = defaultdict(
             lambda: (Counter(), Counter())
         )
+        self._assigned: dict[str, Assignment] = {}  # the newest that came by, by device
         self._said_birth: Birth | None = None
         self._heartbeats = 0
 
@@ -114,6 +115,8 @@ class Agent:
         self._received[first.first] += len(packet.payload)
         if first.first in ("lan", "wan"):
             self._session(first.words[2])[1][first.first] += len(packet.payload)
+        if isinstance(message, Assignment):
+            self._forget_earlier(message)
         return message
 
     def drop(self, origin: str, error: PeerError) -> None:
@@ -153,6 +156,8 @@ class Agent:
             message = self._stamped(output)
             if isinstance(message, Metrics | Event):
                 self._sink(message)
+            if isinstance(message, Assignment):
+                self._forget_earlier(message)
             for packet in self._mailbox.outgoing(message):
                 self._count(message, packet)
                 packets.append(packet)
@@ -191,6 +196,16 @@ class Agent:
         self._sent[first] += len(packet.payload)
         if isinstance(message, Frame) and first != "update":
             self._session(message.session)[0][first] += len(packet.payload)
+
+    def _forget_earlier(self, assignment: Assignment) -> None:
+        """Count no more for what the device did before."""
+        earlier = self._assigned.get(assignment.device)
+        if earlier is None and len(self._assigned) >= MAX_SESSIONS_COUNTED:
+            return
+        if earlier is None or assignment.epoch > earlier.epoch:
+            self._assigned[assignment.device] = assignment
+            if earlier is not None and earlier.session != assignment.session:
+                self._by_session.pop(earlier.session, None)
 
     def _session(self, session: str) -> tuple[Counter[str], Counter[str]]:
         if len(self._by_session) >= MAX_SESSIONS_COUNTED and session not in self._by_session:

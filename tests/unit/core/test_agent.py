@@ -12,7 +12,7 @@ from iotsplit.messages import Message, Want
 from iotsplit.packet import Packet
 from iotsplit.plan import Tier
 from iotsplit.role import Local, Output, Refused
-from iotsplit.states import Birth, Event, Metrics
+from iotsplit.states import Assignment, Birth, Event, Metrics, encode_state
 from iotsplit.topics import Topics
 from tests.unit.core.samples import frame
 
@@ -156,6 +156,26 @@ def test_of_too_many_sessions_the_oldest_is_forgotten(agent: Agent) -> None:
         agent._session(f"s{number}")
     assert len(agent._by_session) == MAX_SESSIONS_COUNTED
     assert metrics_of(agent, said.session).sent_bytes == {}
+
+
+@pytest.mark.parametrize("hears", [True, False])
+def test_what_a_device_did_before_is_forgotten_when_it_is_given_something_else(
+    agent: Agent, hears: bool
+) -> None:
+    def assign(session: str, epoch: int) -> None:
+        assignment = Assignment(device="d1", task="train", session=session, epoch=epoch)
+        if hears:
+            agent.decode(Packet(topic="iotsplit/plant/assign/d1", payload=encode_state(assignment)))
+        else:
+            agent.encode([assignment])
+
+    assign("s1", 2)
+    agent.encode([frame(Want(wanted="gradient"), session="s1")])
+    assign("s1", 3)  # goes on at another edge
+    assign("s0", 1)  # came late
+    assert list(agent._by_session) == ["s1"]
+    assign("s2", 4)
+    assert list(agent._by_session) == []
 
 
 def test_a_birth_is_said_when_it_changed_or_has_to_be_said_again(agent: Agent) -> None:
