@@ -168,6 +168,9 @@ class TrainingRound:
             return [self._resume(session)]  # it has come back further ahead than we
         if session.backup.covers(Tier.EDGE, step):
             return list(session.backup.since(Tier.EDGE, step))
+        if step < session.backup.floor(Tier.EDGE):
+            self.stuck = f"{session.assignment.edge} has lost what it had saved of {session.assignment.device}"
+            return []
         return self._rewind(step, now)
 
     def _rewind(self, step: int, now: float) -> list[Output]:

@@ -156,6 +156,7 @@ class Training:
         self._turns = turns
         self._chunk_bytes = chunk_bytes
         self._takes_over = start.takes_over
+        self._lost = ""  # why the round has to be done again
         self._on_broker: list[CheckpointHead] = list(start.heads.values())
         self._owned: dict[str, list[Message]] = {}
         self._trained_tokens = start.chosen.tokens if start.chosen else 0
@@ -355,8 +356,15 @@ class Training:
             return [self._resume(frame.tier)]  # it has come back further ahead than we have
         if self.backup.covers(frame.tier, step):
             return list(self.backup.since(frame.tier, step))
+        if step < self.backup.floor(frame.tier):
+            # Going back as well would send the neighbours back in turn, again and again.
+            self._lost = f"{frame.sender} has lost what it had saved"
+            return [self._stuck()]
         self.rewind_to = step
         return []
+
+    def _stuck(self) -> Frame:
+        return self.backup.send(Stuck(reason=self._lost), Tier.CLOUD)
 
     def _answer(self, frame: Frame, want: Want) -> list[Output]:
         ours = {Tier.DEVICE: "gradient", Tier.CLOUD: "activation"}[frame.tier]
@@ -364,7 +372,7 @@ class Training:
         if made and wanted_by(frame, want) not in self.backup:
             if frame.step >= self.backup.floor(frame.tier):
                 self.rewind_to = frame.step  # its Resume was lost
-            return []
+            return [self._stuck()] if self._lost else []  # the cloud may not have heard of it
         return answer(self.backup, frame, want)
 
     def _resume(self, to: Tier) -> Frame:

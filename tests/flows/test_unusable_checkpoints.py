@@ -61,3 +61,21 @@ def test_a_device_whose_disk_is_gone_begins_anew_and_the_round_too_if_it_must(
     assert [event.kind for event in fleet.events].count("round_again") == again
     assert fleet.report.ledger == {"expected": 12, "applied": 12, "lost": 0, "duplicated": 0}
     assert fleet.versions[-1].sections == in_calm(model, wanted)
+
+
+def test_a_disk_that_is_gone_while_the_cloud_restarts_sends_nobody_back_for_ever(
+    model: Path, tmp_path: Path
+) -> None:
+    wanted = settings(rounds=1, local_steps=6, checkpoint_every=1)
+    fleet = CrashFleet(model, wanted, disks=tmp_path)
+    with contextlib.closing(fleet):
+        fleet.run(until=lambda _: any((row.agent, row.step) == ("a", 3) for row in fleet.metrics))
+        for name in ("a", "cloud"):
+            fleet.kill(name)
+        shutil.rmtree(tmp_path / "a")
+        for name in ("cloud", "a"):
+            fleet.start(name)
+        fleet.run(limit=20_000)
+    assert [event.kind for event in fleet.events].count("round_again") == 1
+    assert fleet.report.ledger == {"expected": 12, "applied": 12, "lost": 0, "duplicated": 0}
+    assert fleet.versions[-1].sections == in_calm(model, wanted)
