@@ -21,7 +21,8 @@ from iotsplit.states import (
     CheckpointChunk,
     CheckpointHead,
 )
-from iotsplit_edge.session import EdgeSession, Evaluation, Training
+from iotsplit_edge.evaluation import Evaluation
+from iotsplit_edge.session import EdgeSession, Training
 from iotsplit_edge.start import Start
 from iotsplit_edge.work import EdgeWork
 

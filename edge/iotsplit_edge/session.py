@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-import msgspec
-
-from iotsplit.errors import DivergedError, PeerError
+from iotsplit.errors import PeerError
 from iotsplit.messages import (
     Activation,
     Frame,
@@ -13,7 +11,6 @@ from iotsplit.messages import (
     Identity,
     Message,
     Resume,
-    Score,
     Stuck,
     TailGradient,
     TailHidden,
@@ -26,10 +23,10 @@ from iotsplit.role import Output, Refused
 from iotsplit.session import Awaited, Backup, Turns, steps_kept, wanted_by
 from iotsplit.settings import TrainingSettings
 from iotsplit.states import Assignment, CheckpointHead, Metrics
+from iotsplit_edge.relay import answer, pass_on
 from iotsplit_edge.start import Start
 from iotsplit_edge.work import EdgeWork, Key
 
-OTHER_END = {Tier.DEVICE: Tier.CLOUD, Tier.CLOUD: Tier.DEVICE}
 SOURCE = {
     "activation": Tier.DEVICE,
     "tail_hidden": Tier.CLOUD,
@@ -61,77 +58,6 @@ class EdgeSession(Protocol):
 
     def owned(self) -> dict[str, Sequence[Message]]:
         """What the session has on the broker: messages by the path of their head."""
-
-
-class Evaluation:
-    """Held-out data: every micro-batch by itself, in any order; nothing is remembered but what was sent.
-
-    It needs no timers: the ends ask for what is late, and the edge answers or passes the question on.
-    """
-
-    def __init__(self, assignment: Assignment, settings: TrainingSettings, work: EdgeWork) -> None:
-        self.rewind_to: int | None = None
-        self.awaited = Awaited()
-        self.backup = Backup(assignment, Tier.EDGE, every=settings.checkpoint_every)
-        self._work = work
-        scorer = Tier.DEVICE if settings.labels is Labels.DEVICE else Tier.CLOUD
-        self._source = {TailHidden: Tier.CLOUD, Score: scorer}
-
-    def begin(self, now: float) -> list[Output]:
-        """Nothing has to be found first."""
-        del now
-        return []
-
-    def end_early(self, assignment: Assignment) -> list[Output]:
-        """Nothing: scores are not carried."""
-        del assignment
-        return []
-
-    def handle(self, frame: Frame, now: float) -> list[Output]:
-        """Take a frame from the device or from the cloud."""
-        del now
-        match frame.content:
-            case Want() if frame.tier is Tier.DEVICE and not self._work.knows((frame.step, 0)):
-                # It went through another edge: here it has to come by first.
-                return [self.backup.send(Want(wanted="activation"), Tier.DEVICE, (frame.step, 0))]
-            case Want() as want:
-                return answer(self.backup, frame, want)
-            case Activation() as content if frame.tier is Tier.DEVICE:
-                return [self._answered(frame) or self._send_up(frame.step, content)]
-            case TailHidden() | Score() as content if frame.tier is self._source[type(content)]:
-                return pass_on(self.backup, self._work, frame)
-            case Stuck(unfit=True) as stuck if frame.tier is Tier.DEVICE:
-                return [self.backup.send(stuck, Tier.CLOUD, (frame.step, frame.micro_batch))]
-        return []
-
-    def _answered(self, frame: Frame) -> Frame | None:
-        """The answer that is here already: the device has started again and goes through all its data."""
-        kinds = ("score", "tail_hidden")
-        answers = [self.backup.again(msgspec.structs.replace(frame.identity, kind=kind)) for kind in kinds]
-        return next((each for each in answers if each is not None and each.to_tier is Tier.DEVICE), None)
-
-    def _send_up(self, step: int, content: Activation) -> Frame:
-        try:
-            up = self._work.forward((step, 0), content, training=False)
-        except DivergedError as error:
-            return self.backup.send(Stuck(reason=str(error), unfit=True), Tier.CLOUD, (step, 0))
-        for tier in OTHER_END:
-            self.backup.trim(tier, step - KEPT_EVALUATIONS)
-        self._work.trim(step - KEPT_EVALUATIONS)
-        return self.backup.keep(up, Tier.CLOUD, (step, 0))
-
-    def ask(self, now: float) -> list[Output]:
-        """Nothing."""
-        del now
-        return []
-
-    def owned(self) -> dict[str, Sequence[Message]]:
-        """Nothing."""
-        return {}
-
-
-KEPT_EVALUATIONS = 8
-"""Micro-batches of an evaluation that are kept: more than are on their way at once."""
 
 
 class Training:
@@ -400,28 +326,3 @@ class Training:
         step, micro_batch = key
         last = micro_batch == self._settings.micro_batches - 1
         return (step + 1, 0) if last else (step, micro_batch + 1)
-
-
-def pass_on(backup: Backup, work: EdgeWork, frame: Frame) -> list[Output]:
-    """Hand a frame that concerns only the ends to the other end, once.
-
-    Raises:
-        PeerError: its tensor does not fit. What is kept is not taken a second time: garbage would stand in
-            the way of the real one.
-    """
-    key = (frame.step, frame.micro_batch)
-    if frame.identity in backup:
-        return []
-    if isinstance(frame.content, TailHidden | TailGradient):
-        if not work.knows(key):
-            return []
-        work.check(key, frame.content)
-    return [backup.keep(frame.content, OTHER_END[frame.tier], key)]
-
-
-def answer(backup: Backup, frame: Frame, want: Want) -> list[Output]:
-    """What was asked for, or the question passed on to the other end."""
-    again = backup.again(wanted_by(frame, want))
-    if again is not None and again.to_tier is frame.tier:
-        return [again]
-    return [backup.send(want, OTHER_END[frame.tier], (frame.step, frame.micro_batch))]
