@@ -14,17 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from iotsplit.datasets import partition
 from iotsplit.runtime import serve
 from iotsplit.settings import Codec, TrainingSettings
-from iotsplit.tensors import adapters
 from iotsplit.tensors.compression import SCHEMES, pack, unpack
 from iotsplit.tensors.models import resolve
 from iotsplit_device.batches import Batches, MicroBatch
 from iotsplit_device.tokens import tokenize
+from tests.flows.monolith import Monolith
 
 WIDTH = 576
 
@@ -47,38 +46,18 @@ class Bus(torch.autograd.Function):
         return around(gradients[0], ctx.down), None, None
 
 
-class Run:
+class Run(Monolith):
     """A model with LoRA and a bus at each cut."""
 
-    def __init__(self, directory: Path, settings: TrainingSettings, up: Codec, down: Codec) -> None:
-        config = adapters.peft_config(directory, settings, base=str(directory)) | {"inference_mode": False}
-        base = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-        layers = base.model.layers
+    def __init__(self, directory: Path, settings: TrainingSettings) -> None:
+        super().__init__(directory, settings)
+        whole: Any = self.model.get_base_model()
+        send: Any = Bus.apply
+        up, down = settings.activation_codec, settings.gradient_codec
         for cut in settings.cut:
-            layers[cut].register_forward_pre_hook(
-                lambda _, args, kwargs: ((Bus.apply(args[0], up, down), *args[1:]), kwargs),  # type: ignore[no-untyped-call]
-                with_kwargs=True,
+            whole.model.layers[cut].register_forward_pre_hook(
+                lambda _, args: (send(args[0], up, down), *args[1:])
             )
-        self.model = get_peft_model(base, LoraConfig(**config))
-        self.model.eval()
-        names = {n.replace(".default", ""): p for n, p in self.model.named_parameters() if p.requires_grad}
-        first = adapters.initial(directory, settings)
-        for name, parameter in names.items():
-            parameter.data.copy_(first[name])
-        self._optimizer = adapters.make_optimizer(names, settings)
-
-    def loss_sum(self, batch: MicroBatch) -> torch.Tensor:
-        logits = self.model(input_ids=batch.ids, attention_mask=batch.mask).logits
-        return torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), batch.labels.flatten(), ignore_index=-100, reduction="sum"
-        )
-
-    def step(self, batches: Sequence[MicroBatch]) -> None:
-        tokens = sum(batch.tokens for batch in batches)
-        for batch in batches:
-            torch.autograd.backward(self.loss_sum(batch) / tokens)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
 
     def score(self, batches: Sequence[MicroBatch]) -> float:
         with torch.no_grad():
@@ -124,15 +103,14 @@ def main() -> None:
     for data in options.data:
         for seed in options.seeds:
             for codec in options.codecs:
-                up, _, down = codec.partition(":")
-                settings = TrainingSettings(seed=seed, local_steps=options.steps, rounds=1)
+                settings = TrainingSettings(seed=seed, local_steps=options.steps, rounds=1, codec=codec)
                 batches = batches_of(data, directory, settings)
-                run = Run(directory, settings, Codec(up), Codec(down or up))
+                run = Run(directory, settings)
                 before = run.score(batches.evaluation())
                 for step in range(options.steps):
                     run.step(batches.step(1, step, local_steps=options.steps))
                 row = {"data": Path(data).name, "seed": seed, "codec": codec}
-                row |= {"up_bits": bits(Codec(up)), "down_bits": bits(Codec(down or up))}
+                row |= {"up_bits": bits(settings.activation_codec), "down_bits": bits(settings.gradient_codec)}
                 row |= {"before": before, "after": run.score(batches.evaluation())}
                 rows.append(row)
                 print(

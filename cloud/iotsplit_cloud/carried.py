@@ -101,6 +101,7 @@ class Carried:
             raise
         self._updates[frame.device][frame.tier] = update
         session.awaited.arrived(frame.identity, now)
+        session.progress(now)
 
     def tick(self, now: float) -> list[Output]:
         """Ask for what is late."""
@@ -120,12 +121,10 @@ class Carried:
         """Hand over the sessions that have brought both their updates."""
         whole = [device for device, brought in self._updates.items() if len(brought) == len(UPDATE_OF)]
         return {
-            device: Late(assignment=self._pop(device), updates=self._updates.pop(device)) for device in whole
+            device: Late(assignment=self.sessions.pop(device).assignment, updates=self._updates.pop(device))
+            for device in whole
         }
 
     def of_rounds_before(self, round_: int) -> list[str]:
         """Devices whose session is of an earlier round."""
         return [device for device, session in self.sessions.items() if session.assignment.round < round_]
-
-    def _pop(self, device: str) -> Assignment:
-        return self.sessions.pop(device).assignment

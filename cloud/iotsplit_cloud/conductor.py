@@ -142,8 +142,8 @@ class Conductor:
         """Take a frame for what is under way."""
         if isinstance(frame.content, Update):
             self._p.chronicle.count_update(frame)
-        if frame.device in self._carried.sessions:
-            return self._carried.handle(frame, now)
+        if carried := self._carried.sessions.get(frame.device):
+            return [*self._carried.handle(frame, now), *arrival(carried)]
         if self.activity is None:
             return []
         session = self.activity.sessions.get(frame.device)
@@ -293,7 +293,8 @@ class Conductor:
         p = self._p
         last = self.round >= p.settings.rounds
         late = self._late() if training.sessions else {}
-        said = self._give_up_carried(self.round + (last or not training.sessions), "too late", now)
+        no_next = last or not training.sessions
+        said = self._give_up_carried(self.round + 1 if no_next else self.round, "too late", now)
         if training.sessions:
             version = p.library.add(
                 training.updates | late,

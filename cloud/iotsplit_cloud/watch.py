@@ -112,7 +112,7 @@ class Watch:
 
 
 def _remind(session: CloudSession, now: float) -> list[Output]:
-    if not len(session.awaited) or now - max(session.progress_at, session.reminded_at) < REMIND_S:
+    if not session.awaited or now - max(session.progress_at, session.reminded_at) < REMIND_S:
         return []
     session.reminded_at = now
     return [session.assignment]
