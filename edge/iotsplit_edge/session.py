@@ -82,7 +82,6 @@ class Training:
         self._turns = turns
         self._chunk_bytes = chunk_bytes
         self._takes_over = start.takes_over
-        self._lost = ""  # why the round has to be done again
         self._on_broker: list[CheckpointHead] = list(start.heads.values())
         self._owned: dict[str, list[Message]] = {}
         self._trained_tokens = start.chosen.tokens if start.chosen else 0
@@ -260,6 +259,7 @@ class Training:
         chunks, head = cut_checkpoint(
             self._work.checkpoint(),
             place=(assignment.device, assignment.session, assignment.epoch, step),
+            every=self._settings.checkpoint_every,
             tokens=self._trained_tokens,
             chunk_bytes=self._chunk_bytes,
         )
@@ -284,13 +284,14 @@ class Training:
             return list(self.backup.since(frame.tier, step))
         if step < self.backup.floor(frame.tier):
             # Going back as well would send the neighbours back in turn, again and again.
-            self._lost = f"{frame.sender} has lost what it had saved"
-            return [self._stuck()]
+            return [self._stuck(frame)]
         self.rewind_to = step
         return []
 
-    def _stuck(self) -> Frame:
-        return self.backup.send(Stuck(reason=self._lost), Tier.CLOUD)
+    def _stuck(self, frame: Frame) -> Frame:
+        """A neighbour has lost what it had saved: the round has to be done again."""
+        reason = f"{frame.sender} has lost what it had saved"
+        return self.backup.send(Stuck(reason=reason), Tier.CLOUD)
 
     def _answer(self, frame: Frame, want: Want) -> list[Output]:
         ours = {Tier.DEVICE: "gradient", Tier.CLOUD: "activation"}[frame.tier]
@@ -298,7 +299,10 @@ class Training:
         if made and wanted_by(frame, want) not in self.backup:
             if frame.step >= self.backup.floor(frame.tier):
                 self.rewind_to = frame.step  # its Resume was lost
-            return [self._stuck()] if self._lost else []  # the cloud may not have heard of it
+                return []
+            # What is older than its checkpoint is an old question; who has no checkpoint any more says less.
+            has_lost = frame.checkpoint < self.backup.newest(frame.tier)
+            return [self._stuck(frame)] if has_lost else []
         return answer(self.backup, frame, want)
 
     def _resume(self, to: Tier) -> Frame:

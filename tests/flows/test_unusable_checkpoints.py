@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 from structlog.testing import capture_logs
 
+from iotsplit.packet import Packet
 from iotsplit_device.records import Checkpoint
 from tests.flows.crashes import CrashFleet
 from tests.flows.test_crashes import in_calm
@@ -59,6 +60,30 @@ def test_a_device_whose_disk_is_gone_begins_anew_and_the_round_too_if_it_must(
         fleet.start("a")
         fleet.run()
     assert [event.kind for event in fleet.events].count("round_again") == again
+    assert fleet.report.ledger == {"expected": 12, "applied": 12, "lost": 0, "duplicated": 0}
+    assert fleet.versions[-1].sections == in_calm(model, wanted)
+
+
+def test_a_device_whose_disk_is_gone_need_not_be_heard_saying_so(model: Path, tmp_path: Path) -> None:
+    wanted = settings(rounds=1, local_steps=6, checkpoint_every=2)
+    fleet = CrashFleet(model, wanted, disks=tmp_path)
+    lost = []
+
+    def without_resume(name: str, packet: Packet) -> list[Packet]:
+        if name != "edge-1" or b"resume" not in packet.payload:
+            return [packet]
+        lost.append(packet)
+        return []
+
+    with contextlib.closing(fleet):
+        fleet.run(until=lambda _: any((row.agent, row.step) == ("a", 4) for row in fleet.metrics))
+        fleet.kill("a")
+        shutil.rmtree(tmp_path / "a")
+        fleet.tamper = without_resume
+        fleet.start("a")
+        fleet.run(limit=20_000)
+    assert lost
+    assert [event.kind for event in fleet.events].count("round_again") == 1
     assert fleet.report.ledger == {"expected": 12, "applied": 12, "lost": 0, "duplicated": 0}
     assert fleet.versions[-1].sections == in_calm(model, wanted)
 
