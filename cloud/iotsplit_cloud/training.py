@@ -73,6 +73,7 @@ class TrainingRound:
         self._tail, self._ledger, self._turns = equipment.tail, equipment.ledger, equipment.turns
         self._check, self._to_start = equipment.check, equipment.to_start
         self._resumed = False
+        self._has_shrunk = False  # sessions were dropped since the last tick
         self._saved: list[RoundCheckpoint] = []  # that this start of the cloud has found
         self._next: dict[str, int] = dict.fromkeys(self.sessions, 0)  # micro-batches done in this step
         self._late = set(self.sessions)  # who has not brought all of this step; after the last one, its updates
@@ -116,15 +117,23 @@ class TrainingRound:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """Ask for what is late."""
-        return [want for session in self.sessions.values() for want in session.ask(now)]
+        """Go on without those that were dropped, and ask for what is late."""
+        said: list[Output] = []
+        if self._has_shrunk:
+            self._has_shrunk = False
+            # Earlier checkpoints could only be gone on from with the sessions that have left.
+            self._saved = []
+            said += [self._checkpoint()] if self.sessions else []
+            said += self._go_on(self.sessions.values(), now)
+        return [*said, *(want for session in self.sessions.values() for want in session.ask(now))]
 
     def move(self, assignment: Assignment, now: float) -> None:
         """A session goes on at another edge, which will say from where."""
         self.sessions[assignment.device].move_to(assignment, self.step, now)
 
     def drop(self, device: str, reason: str, now: float) -> list[Output]:
-        """Go on without a session; what it brought for the step at hand is forgotten."""
+        """Forget a session and what it brought for the step at hand; the next tick goes on without it."""
+        del now
         session = self.sessions.pop(device)
         self.dropped[device] = reason
         self._late.discard(device)
@@ -133,10 +142,8 @@ class TrainingRound:
         self._ledger.expected -= self._settings.local_steps - done
         for table in (self._next, self._held, self.updates):
             table.pop(device)
-        # Earlier checkpoints could only be gone on from with the session that has left.
-        self._saved = []
-        said: list[Output] = [self._checkpoint()] if self.sessions else []
-        return [*said, *self._go_on(self.sessions.values(), now)]
+        self._has_shrunk = True
+        return []
 
     def void(self) -> None:
         """Take the round out of the ledger: it is done again from its start."""
