@@ -5,13 +5,14 @@ drop retained messages beyond a hundred per subscription, so a reader asks for a
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
 from iotsplit.errors import MalformedMessageError
 from iotsplit.messages import Message
 from iotsplit.states import (
+    CHECKPOINT_SLOTS,
     AdapterChunk,
     AdapterHead,
     AdapterSection,
@@ -63,13 +64,14 @@ def digest(head: AdapterHead) -> str:
 
 
 def cut_checkpoint(
-    body: bytes, *, place: tuple[str, str, int, int], tokens: int, chunk_bytes: int
+    body: bytes, *, place: tuple[str, str, int, int], every: int, tokens: int, chunk_bytes: int
 ) -> tuple[list[CheckpointChunk], CheckpointHead]:
     """Cut an edge's checkpoint into chunks, and make the head that is published after them.
 
     Args:
         body: what was saved.
         place: device, session, epoch and step.
+        every: steps between two checkpoints.
         tokens: loss tokens trained so far.
         chunk_bytes: largest chunk.
     """
@@ -80,6 +82,7 @@ def cut_checkpoint(
         session=session,
         epoch=epoch,
         step=step,
+        slot=step // every % CHECKPOINT_SLOTS,
         tokens=tokens,
         chunks=len(pieces),
         size_bytes=len(body),
@@ -239,17 +242,18 @@ class Shelf:
     """
 
     def __init__(self) -> None:
-        self._doubted: set[str] = set()
+        self._doubted: dict[str, Message] = {}
         self.next_due = float("inf")
 
-    def look(self, head_paths: Iterable[str], now: float) -> None:
-        """Begin to look for these heads."""
-        self._doubted = set(head_paths)
+    def look(self, heads: Mapping[str, Message], now: float) -> None:
+        """Begin to look for these heads, by their paths."""
+        self._doubted = dict(heads)
         self.next_due = now + LOOK_S if self._doubted else float("inf")
 
-    def seen(self, head_path: str) -> None:
-        """A head that the broker has kept."""
-        self._doubted.discard(head_path)
+    def seen(self, head_path: str, head: Message) -> None:
+        """A head that the broker has kept; an older one in its place will be replaced."""
+        if self._doubted.get(head_path) == head:
+            del self._doubted[head_path]
 
     @property
     def interests(self) -> frozenset[str]:
@@ -260,6 +264,6 @@ class Shelf:
         """Heads that the broker has lost, once the time to look is over."""
         if now < self.next_due:
             return []
-        missing, self._doubted = sorted(self._doubted), set()
+        missing, self._doubted = sorted(self._doubted), {}
         self.next_due = float("inf")
         return missing

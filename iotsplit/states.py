@@ -12,6 +12,10 @@ from iotsplit.plan import Tier
 from iotsplit.settings import TrainingSettings
 
 PROTOCOL_VERSION = 1
+CHECKPOINT_SLOTS = 4
+"""Names of checkpoints in one epoch: for two that count, one that is cleared, one that is written."""
+EPOCHS_APART = 16
+"""Epochs of a device after which names of checkpoints come again."""
 MAX_AGENTS = 4096
 """Most agents that anybody remembers; names cost nothing, so others must not decide how many there are."""
 
@@ -153,6 +157,7 @@ class CheckpointHead(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         step: the state is that before this step.
+        slot: its place among those of its epoch.
         tokens: loss tokens trained so far in the session.
     """
 
@@ -160,6 +165,7 @@ class CheckpointHead(msgspec.Struct, frozen=True, kw_only=True):
     session: str
     epoch: int
     step: Positive
+    slot: Annotated[int, msgspec.Meta(ge=0, lt=CHECKPOINT_SLOTS)]
     tokens: Positive
     chunks: Positive
     size_bytes: Positive
@@ -167,8 +173,11 @@ class CheckpointHead(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """The word of its topic: an edge whose epoch is over cannot overwrite its successor's."""
-        return f"{self.session}.{self.epoch}.{self.step}"
+        """The word of its topic: an edge whose epoch is over cannot overwrite its successor's.
+
+        Names come again, because brokers may never forget one.
+        """
+        return f"{self.epoch % EPOCHS_APART}.{self.slot}"
 
     @property
     def path(self) -> str:

@@ -97,7 +97,7 @@ class CloudRole:
             case Command():
                 return self._command(message)
             case AdapterHead():
-                self._shelf.seen(_head_path(message.version))
+                self._shelf.seen(_head_path(message.version), message)
         return []
 
     def tick(self, now: float) -> list[Output]:
@@ -120,7 +120,8 @@ class CloudRole:
         """Say again what is retained and small, look for the adapter version, ask for what is waited for."""
         self._conductor.hurry(now)
         self._looked_at = float("-inf")
-        self._shelf.look([_head_path(self._p.library.current.version)], now)
+        head = self._p.library.head
+        self._shelf.look({_head_path(head.version): head} if head is not None else {}, now)
         latest = AdapterLatest(version=self._p.library.current.version)
         return [latest, self._conductor.state(), *self._desk.all()]
 

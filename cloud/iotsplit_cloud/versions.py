@@ -14,7 +14,7 @@ from iotsplit.plan import Tier
 from iotsplit.retained import cut_version, digest
 from iotsplit.role import Local
 from iotsplit.settings import TrainingSettings
-from iotsplit.states import AdapterLatest, Forget
+from iotsplit.states import AdapterHead, AdapterLatest, Forget
 from iotsplit.tensors import adapters
 from iotsplit.tensors.aggregation import next_version
 from iotsplit.tensors.bounds import check_update
@@ -101,7 +101,12 @@ class Library:
         self._versions = {version.version: version for version in held}
         self.current = held[-1]
         self.newest = max(self._versions)
-        self.digest = ""
+        self.head: AdapterHead | None = None  # of the current version, once it was published
+
+    @property
+    def digest(self) -> str:
+        """What assignments name the current version by."""
+        return digest(self.head) if self.head is not None else ""
 
     def publish(self) -> list[Message]:
         """Say the current version on the bus: chunks first, then the head, then that it is the latest."""
@@ -113,7 +118,7 @@ class Library:
             peft=self._peft,
             chunk_bytes=self._chunk_bytes,
         )
-        self.digest = digest(head)
+        self.head = head
         return [*chunks, head, AdapterLatest(version=self.current.version)]
 
     def check(self, tier: Tier, update: Update, since: int) -> None:

@@ -106,7 +106,7 @@ class EdgeRole:
 
     def reconnected(self, now: float) -> list[Output]:
         """Look whether the broker still has our checkpoints, and ask for what is waited for."""
-        self._shelf.look(self._owned(), now)
+        self._shelf.look({path: said[-1] for path, said in self._owned().items()}, now)
         for session in self._sessions.values():
             session.awaited.hurry(now)
         return []
@@ -162,7 +162,7 @@ class EdgeRole:
 
     def _checkpoint(self, piece: CheckpointHead | CheckpointChunk, now: float) -> list[Output]:
         if isinstance(piece, CheckpointHead):
-            self._shelf.seen(f"{piece.path}/head")
+            self._shelf.seen(f"{piece.path}/head", piece)
         start = self._starts.get(piece.device)
         if start is None:
             return []
@@ -204,7 +204,7 @@ class EdgeRole:
         else:
             session = Training(start, settings, work, turns=self._turns, chunk_bytes=self._chunk_bytes)
         self._sessions[device] = session
-        said: list[Output] = [message for head in start.foreign for message in clear_checkpoint(head)]
+        said: list[Output] = [message for head in start.foreign.values() for message in clear_checkpoint(head)]
         said += session.begin(now)
         for frame in self._early.pop(device, []):
             if self._sessions.get(device) is not session:  # it has to go back further

@@ -22,7 +22,7 @@ class Start:
     def __init__(self, assignment: Assignment, *, now: float, at_most: int | None = None) -> None:
         self.assignment = assignment
         self.heads: dict[str, CheckpointHead] = {}
-        self.foreign: list[CheckpointHead] = []  # of other sessions: nobody needs them any more
+        self.foreign: dict[str, CheckpointHead] = {}  # of other sessions: nobody needs them any more
         self.chosen: CheckpointHead | None = None
         self.body: bytes | None = None
         self._at_most = at_most
@@ -30,7 +30,7 @@ class Start:
         self._every = settings.checkpoint_every if settings is not None else 1
         self._gave_up = False
         self._pieces: Pieces | None = None
-        self._broken: set[str] = set()
+        self._broken: set[CheckpointHead] = set()
         self._heard_at = now
 
     @property
@@ -53,13 +53,15 @@ class Start:
         """
         if not head.chunks <= head.size_bytes <= MAX_SECTION_BYTES:
             raise MalformedMessageError(f"a checkpoint of {head.size_bytes} bytes in {head.chunks} chunks")
-        if head.session != self.assignment.session:
-            if head not in self.foreign and len(self.foreign) < MAX_HEADS:
-                self.foreign.append(head)
-        elif head.name not in self.heads and len(self.heads) < MAX_HEADS:
-            self.heads[head.name] = head
+        ours = head.session == self.assignment.session
+        known, others = (self.heads, self.foreign) if ours else (self.foreign, self.heads)
+        replaced = others.pop(head.name, None) is not None
+        if (head == known.get(head.name) or len(known) >= MAX_HEADS) and not replaced:
+            return
+        known[head.name] = head
+        if ours:
             self._heard_at = now
-            self._choose()
+        self._choose()
 
     def take_chunk(self, chunk: CheckpointChunk, now: float) -> None:
         """Take a piece of the checkpoint that is fetched.
@@ -79,7 +81,7 @@ class Start:
     def give_up_chosen(self) -> None:
         """The chosen checkpoint cannot be used."""
         if self.chosen is not None:
-            self._broken.add(self.chosen.name)
+            self._broken.add(self.chosen)
         self.chosen = self._pieces = self.body = None
         self._choose()
 
@@ -122,11 +124,14 @@ class Start:
         usable = [
             head
             for head in self.heads.values()
-            if head.name not in self._broken
+            if head not in self._broken
             and (least <= head.step or self._at_most is not None)
             and head.step <= most
         ]
         best = max(usable, key=lambda head: (head.step, head.epoch), default=None)
-        if self.takes_over and best is not None and best is not self.chosen:
-            self.chosen, self.body = best, None
+        if not self.takes_over or best is self.chosen:
+            return
+        self.chosen = best
+        self.body = self._pieces = None
+        if best is not None:
             self._pieces = Pieces(best.path, range(best.chunks), size_bytes=best.size_bytes, sha256=best.sha256)

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from iotsplit.errors import MalformedMessageError
 from iotsplit.retained import WINDOW, Pieces, clear_checkpoint, cut_checkpoint
-from iotsplit.states import CheckpointChunk, CheckpointHead, Forget
+from iotsplit.states import CHECKPOINT_SLOTS, EPOCHS_APART, CheckpointChunk, CheckpointHead, Forget
 from iotsplit.topics import Topics
 
 PLACE = ("d1", "r-t1-d1", 4, 10)
 
 
 def cut(body: bytes, chunk_bytes: int = 10) -> tuple[list[CheckpointChunk], CheckpointHead]:
-    return cut_checkpoint(body, place=PLACE, tokens=7, chunk_bytes=chunk_bytes)
+    return cut_checkpoint(body, place=PLACE, every=5, tokens=7, chunk_bytes=chunk_bytes)
 
 
 def pieces_of(head: CheckpointHead) -> Pieces:
@@ -41,10 +41,19 @@ def test_a_head_tells_what_is_in_the_checkpoint() -> None:
     ]
 
 
-def test_checkpoints_of_two_epochs_or_steps_never_lie_on_the_same_topic() -> None:
-    places = [PLACE, ("d1", "r-t1-d1", 5, 10), ("d1", "r-t1-d1", 4, 20)]
-    heads = [cut_checkpoint(b"a", place=place, tokens=1, chunk_bytes=9)[1] for place in places]
-    assert len({Topics("plant").topic_of(head) for head in heads}) == len(places)
+def topics_of(places: list[tuple[str, str, int, int]]) -> set[str]:
+    made = [cut_checkpoint(b"a", place=place, every=5, tokens=1, chunk_bytes=9)[1] for place in places]
+    return {Topics("plant").topic_of(head) for head in made}
+
+
+def test_checkpoints_that_may_count_at_the_same_time_never_lie_on_the_same_topic() -> None:
+    near = [("d1", "r-t1-d1", epoch, step) for epoch in range(3, 3 + EPOCHS_APART) for step in (10, 15, 20)]
+    assert len(topics_of(near)) == len(near)
+
+
+def test_topics_of_checkpoints_come_again() -> None:
+    many = [("d1", f"r-t{epoch}-d1", epoch, step) for epoch in range(1, 200) for step in range(5, 100, 5)]
+    assert len(topics_of(many)) == EPOCHS_APART * CHECKPOINT_SLOTS
 
 
 def test_pieces_lie_where_they_are_looked_for() -> None:

@@ -124,7 +124,7 @@ def test_a_chunk_size_without_room_for_bytes_is_refused() -> None:
         ("state/other", STATES[0]),
         ("assign/other", STATES[1]),
         ("adapter/3/head", STATES[4]),
-        ("checkpoint/other/r-t1-d1.4.10/head", STATES[7]),
+        ("checkpoint/other/4.2/head", STATES[7]),
         ("checkpoint/d1/r-t1-d1.5.10/head", STATES[7]),
         ("metrics/other", STATES[9]),
         ("command/other", STATES[12]),

@@ -7,7 +7,7 @@ import pytest
 from iotsplit.errors import MalformedMessageError
 from iotsplit.retained import cut_checkpoint
 from iotsplit.settings import TrainingSettings
-from iotsplit.states import Assignment, CheckpointChunk, CheckpointHead
+from iotsplit.states import CHECKPOINT_SLOTS, Assignment, CheckpointChunk, CheckpointHead
 from iotsplit_edge.start import PATIENCE_S, Start
 
 EVERY = 5
@@ -31,7 +31,7 @@ def start(checkpoint: int | None = None, *, at_most: int | None = None) -> Start
 
 def saved(step: int, *, epoch: int = 4, session: str = "s") -> tuple[list[CheckpointChunk], CheckpointHead]:
     body = f"{session} {epoch} {step}".encode()
-    return cut_checkpoint(body, place=("d1", session, epoch, step), tokens=step, chunk_bytes=4)
+    return cut_checkpoint(body, place=("d1", session, epoch, step), every=EVERY, tokens=step, chunk_bytes=4)
 
 
 def show(into: Start, *steps: int, now: float = 100.0, **changes: Any) -> None:
@@ -107,14 +107,14 @@ def test_the_heads_and_the_pieces_of_the_chosen_checkpoint_are_looked_for() -> N
     made = start(10)
     assert made.interests == {HEADS}
     show(made, 10)
-    assert made.interests == {HEADS, "checkpoint/d1/s.4.10/0", "checkpoint/d1/s.4.10/1"}
+    assert made.interests == {HEADS, "checkpoint/d1/4.2/0", "checkpoint/d1/4.2/1"}
 
 
 def test_checkpoints_of_another_session_are_not_used_but_known_for_clearing() -> None:
     made = start(10)
     show(made, 10, session="older")
     assert made.chosen is None
-    assert [head.session for head in made.foreign] == ["older"]
+    assert [head.session for head in made.foreign.values()] == ["older"]
 
 
 def test_pieces_of_another_checkpoint_change_nothing() -> None:
@@ -143,7 +143,24 @@ def test_a_head_said_again_does_not_begin_the_fetching_anew() -> None:
     show(made, 10)
     made.take_chunk(saved(10)[0][0], 100.0)
     show(made, 10)
-    assert made.interests == {HEADS, "checkpoint/d1/s.4.10/1"}
+    assert made.interests == {HEADS, "checkpoint/d1/4.2/1"}
+
+
+def test_a_checkpoint_that_was_overwritten_is_not_used_any_more() -> None:
+    made = start(10)
+    show(made, 10)
+    made.take_chunk(saved(10)[0][0], 100.0)
+    show(made, 10 + CHECKPOINT_SLOTS * EVERY)
+    assert chosen(made) == (30, 4)
+    assert made.interests == {HEADS, "checkpoint/d1/4.2/0", "checkpoint/d1/4.2/1"}
+
+
+def test_a_checkpoint_that_was_overwritten_by_one_of_another_session_is_gone() -> None:
+    made = start(10)
+    show(made, 10)
+    show(made, 10, session="newer")
+    assert made.chosen is None
+    assert not made.may_begin_anew
 
 
 # --- patience
