@@ -13,7 +13,8 @@ import pytest
 
 from iotsplit.plan import Labels
 from iotsplit.settings import Optimizer, Stragglers, TrainingSettings
-from tests.flows.crashes import CrashFleet, Schedule, storm
+from tests.flows.crashes import CrashFleet
+from tests.flows.fault_schedule import Schedule, storm
 from tests.flows.weather import WeatherFleet, settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick")]
