@@ -1,7 +1,5 @@
 """Garbage for every topic of the protocol, by a seed: what no agent may take or stumble over."""
 
-import json
-import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -11,31 +9,25 @@ import lz4.frame
 import msgpack
 import msgspec
 
-from iotsplit.chunks import HEADER_BYTES, LZ4, RAW, Head, cut, read
-from iotsplit.errors import PeerError
-from iotsplit.mailbox import MAX_STATE_BYTES, Mailbox
+from iotsplit.chunks import HEADER_BYTES, LZ4, RAW, Head, cut
+from iotsplit.mailbox import MAX_STATE_BYTES
 from iotsplit.messages import (
     Activation,
-    Content,
     Contents,
     Gradient,
     PackedTensor,
-    Resume,
-    Score,
-    Stuck,
     TailGradient,
     TailHidden,
     Update,
     Want,
-    decode_content,
     encode_content,
 )
 from iotsplit.packet import Packet
 from iotsplit.plan import Tier
 from iotsplit.states import Birth
-from iotsplit.topics import Topics
+from tests.flows.mutations import plausible, unacceptable
+from tests.flows.packets import content_of, first_word, head, is_raw, is_refused, json_on, packet_on, path_of
 
-TOPICS = Topics("test")
 STATE_WORDS = ("state", "round", "assign", "metrics", "events", "command", "head", "latest", "manifest")
 OBEYED = ("state", "assign", "command")
 """What is well-formed here is obeyed: who may write it is a matter of the broker's access rules."""
@@ -117,7 +109,7 @@ class Hostile:
         for _ in range(count):
             kind = self._chance.choice(self._kinds)
             for garbage, counted in KINDS[kind](self, name, packet):
-                self.sent[name, kind, _first(garbage.topic)] += 1
+                self.sent[name, kind, first_word(garbage.topic)] += 1
                 self.must_count[name] += counted
                 yield garbage
 
@@ -126,14 +118,14 @@ class Hostile:
     def noise(self, name: str, packet: Packet) -> Iterator[Sent]:
         """Random bytes on any topic."""
         topic = self._topic(name, packet)
-        yield Sent(packet_on(topic, self._chance.randbytes(self._chance.randint(1, 200))), not _is_raw(topic))
+        yield Sent(packet_on(topic, self._chance.randbytes(self._chance.randint(1, 200))), not is_raw(topic))
 
     def wrong_json(self, name: str, packet: Packet) -> Iterator[Sent]:
         """JSON of wrong types, and what is nested too deep."""
         topic = self._topic(name, packet, *STATE_WORDS)
         garbage = packet_on(topic, self._chance.choice(WRONG_JSON))
         # Fields that are not known are passed over: a head's garbage names a latest version as well.
-        yield Sent(garbage, _is_refused(name, garbage))
+        yield Sent(garbage, is_refused(name, garbage))
 
     def wrong_msgpack(self, name: str, packet: Packet) -> Iterator[Sent]:
         """Chunks that are none, and contents that are none."""
@@ -174,9 +166,9 @@ class Hostile:
         """Births, last wills and metrics of agents of no fleet, and old ones of those who are in it."""
         who = self._chance.choice(STRANGERS)
         state = {"agent": who, "role": "device", "online": True, "incarnation": self._chance.choice(HUGE)}
-        yield Sent(_json(f"state/{who}", state | {"model": "another", "pid": -1}), False)
-        yield Sent(_json(f"state/{who}", state | {"online": False}), False)
-        yield Sent(_json(f"metrics/{who}", {"agent": who, "role": "edge", "dropped": 10**30}), False)
+        yield Sent(json_on(f"state/{who}", state | {"model": "another", "pid": -1}), False)
+        yield Sent(json_on(f"state/{who}", state | {"online": False}), False)
+        yield Sent(json_on(f"metrics/{who}", {"agent": who, "role": "edge", "dropped": 10**30}), False)
         known = self._chance.choice(self._agents)
         stale = Birth(agent=known, role=Tier.EDGE, online=False, incarnation=-5, problem="gone")
         yield Sent(packet_on(f"state/{known}", msgspec.json.encode(stale)), False)
@@ -185,7 +177,7 @@ class Hostile:
     def command(self, name: str, packet: Packet) -> Iterator[Sent]:
         """Requests that nobody understands."""
         verb = self._chance.choice(["", "dance", "rollback", "x" * 1000])
-        yield Sent(_json("command", {"id": "9", "verb": verb}), False)
+        yield Sent(json_on("command", {"id": "9", "verb": verb}), False)
 
     # --- what imitates the packet at hand
 
@@ -193,7 +185,7 @@ class Hostile:
         """A copy without its end."""
         if len(packet.payload) > 1 and not self._spares(packet):
             end = self._chance.randrange(1, len(packet.payload))
-            yield Sent(packet_on(_path(packet), packet.payload[:end]), not _is_raw(_path(packet)))
+            yield Sent(packet_on(path_of(packet), packet.payload[:end]), not is_raw(path_of(packet)))
 
     def flipped(self, name: str, packet: Packet) -> Iterator[Sent]:
         """A copy with wrong bits."""
@@ -203,50 +195,48 @@ class Hostile:
         where = self._chance.choice([len(payload), min(len(payload), HEADER_BYTES // 4)])
         for _ in range(self._chance.randint(1, 3)):
             payload[self._chance.randrange(where)] ^= 1 << self._chance.randrange(8)
-        damaged = packet_on(_path(packet), bytes(payload))
-        if _first(packet.topic) not in OBEYED or _is_refused(name, damaged):
+        damaged = packet_on(path_of(packet), bytes(payload))
+        if first_word(packet.topic) not in OBEYED or is_refused(name, damaged):
             yield Sent(damaged, False)
 
     def renumbered(self, name: str, packet: Packet) -> Iterator[Sent]:
         """Plausible values of another epoch, or with a step or micro-batch that cannot be."""
-        found = _content_of(packet)
+        found = content_of(packet)
         if found is None:
             return
-        head, content = found[0], _other_values(found[1])
+        head, content = found[0], plausible(found[1])
         place = self._chance.choice(["epoch", "step", "micro_batch"])
         number = self._chance.choice(EPOCHS if place == "epoch" else HUGE)
-        yield from _frame(_path(packet), head, content, **{place: number})
-        yield from _frame(_path(packet), head, content, protocol=self._chance.choice([0, 2, -1]))
+        yield from _frame(path_of(packet), head, content, **{place: number})
+        yield from _frame(path_of(packet), head, content, protocol=self._chance.choice([0, 2, -1]))
 
     def borrowed(self, name: str, packet: Packet) -> Iterator[Sent]:
         """Plausible values in the name of another agent, tier or session."""
-        found = _content_of(packet)
+        found = content_of(packet)
         if found is None:
             return
-        head, content = found[0], _other_values(found[1])
-        first, *words = _path(packet).split("/")
+        head, content = found[0], plausible(found[1])
+        first, *words = path_of(packet).split("/")
         others = [each for each in (*self._agents, *STRANGERS) if each not in (*words, head.device)]
         mine = first in ("lan", "wan")  # the first word is the receiver's own name: nothing else is delivered
         words[self._chance.randrange(mine, len(words))] = self._chance.choice(others)
         yield from _frame("/".join([first, *words]), head, content)
         tier = self._chance.choice([each for each in ("device", "edge", "cloud", "") if each != head.tier])
-        yield from _frame(_path(packet), head, content, tier=tier)
-        yield from _frame(_path(packet), head, content, device=self._chance.choice(others))
+        yield from _frame(path_of(packet), head, content, tier=tier)
+        yield from _frame(path_of(packet), head, content, device=self._chance.choice(others))
 
     def spoilt(self, name: str, packet: Packet) -> Iterator[Sent]:
         """A copy in the right name whose values, types, shapes or counts are not acceptable."""
-        found = _content_of(packet)
+        found = content_of(packet)
         if found is None:
             return
         head, content = found
-        plain = msgspec.to_builtins(content, builtin_types=(bytes,))
-        _SPOIL[type(content)](self._chance, plain)
-        for payload in cut(msgpack.packb(plain), head):
-            yield Sent(packet_on(_path(packet), payload), False)
+        for payload in cut(msgpack.packb(unacceptable(self._chance, content)), head):
+            yield Sent(packet_on(path_of(packet), payload), False)
 
     def misplaced(self, name: str, packet: Packet) -> Iterator[Sent]:
         """In the right name, something of another kind than the one that is due."""
-        found = _content_of(packet)
+        found = content_of(packet)
         if found is None:
             return
         head, content = found
@@ -260,15 +250,15 @@ class Hostile:
             Want(wanted=self._chance.choice(["", "activation", "x" * 5000])),
         ]
         other = self._chance.choice([each for each in others if type(each) is not type(content)])
-        yield from _frame(_path(packet), head, other)
+        yield from _frame(path_of(packet), head, other)
 
     def _spares(self, packet: Packet) -> bool:
         """Some pieces of a version come through: who spoils all of them keeps the fleet from it."""
-        return _is_raw(_path(packet)) and self._chance.random() < 0.8
+        return is_raw(path_of(packet)) and self._chance.random() < 0.8
 
     def _topic(self, name: str, packet: Packet, *first: str) -> str:
         """Any topic that begins so, with names of this fleet or of nobody."""
-        session = next((w for w in _path(packet).split("/") if "-t" in w or "-e" in w), "no-session")
+        session = next((w for w in path_of(packet).split("/") if "-t" in w or "-e" in w), "no-session")
         agent = self._chance.choice([*self._agents, *STRANGERS])
         version, index = self._chance.randrange(4), self._chance.randrange(4)
         tier = self._chance.choice(["device", "edge", "cloud"])
@@ -292,125 +282,6 @@ class Hostile:
         return topics[self._chance.choice(first or list(topics))]
 
 
-def _scheme(chance: random.Random, tensor: dict[str, Any]) -> None:
-    tensor["scheme"] = chance.choice(
-        [s for s in ("", "fp64", "mp3", "i32", "u8", "bf16") if s != tensor["scheme"]]
-    )
-
-
-def _shape(chance: random.Random, tensor: dict[str, Any]) -> None:
-    shape = list(tensor["shape"])
-    wrong = [
-        [],
-        [0] * len(shape),
-        shape[:-1],
-        [*shape, 1],
-        [-n for n in shape],
-        [2**40] * 3,
-        [n + 1 for n in shape],
-    ]
-    tensor["shape"] = chance.choice([*wrong, ["1"], [1.5]])
-
-
-def _length(chance: random.Random, tensor: dict[str, Any]) -> None:
-    tensor["data"] = chance.choice(
-        [b"", tensor["data"][:-1], tensor["data"] + b"x", tensor["data"] * 2, "text", None]
-    )
-
-
-def _infinite(chance: random.Random, tensor: dict[str, Any]) -> None:
-    # In every scheme the data begin with a float32 or, in bf16, with the upper half of one.
-    size = 2 if tensor["scheme"] == "bf16" else 4
-    wrong = chance.choice([b"\x00\x00\xc0\x7f", b"\x00\x00\x80\x7f", b"\x00\x00\x80\xff"])
-    tensor["data"] = wrong[-size:] + tensor["data"][size:]
-
-
-def _spoil_tensor(chance: random.Random, tensor: dict[str, Any]) -> None:
-    chance.choice([_scheme, _shape, _length, _infinite])(chance, tensor)
-
-
-def _spoil_activation(chance: random.Random, plain: dict[str, Any]) -> None:
-    place = chance.choice(["hidden", "mask", "labels", "step_tokens", "steps"])
-    if place in ("mask", "labels") and plain[place] is not None:
-        chance.choice([_scheme_of_floats, _shape, _length, _impossible])(chance, plain[place])
-    elif place in ("step_tokens", "steps"):
-        plain[place] = chance.choice([0, -1, -(2**63), 1.5, "2", None])
-    else:
-        _spoil_tensor(chance, plain["hidden"])
-
-
-def _scheme_of_floats(chance: random.Random, tensor: dict[str, Any]) -> None:
-    tensor["scheme"] = chance.choice(["", "fp32", "int8", "bf16"])
-
-
-def _impossible(chance: random.Random, tensor: dict[str, Any]) -> None:
-    value = chance.choice([61, -1, -101, 2**31 - 1]).to_bytes(4, "little", signed=True)  # no mask, no token id
-    tensor["scheme"], tensor["data"] = "i32", value * math.prod(tensor["shape"])
-
-
-def _spoil_gradient(chance: random.Random, plain: dict[str, Any]) -> None:
-    _spoil_tensor(chance, plain["gradient"])
-
-
-def _spoil_hidden(chance: random.Random, plain: dict[str, Any]) -> None:
-    _spoil_tensor(chance, plain["hidden"])
-
-
-def _spoil_tail_gradient(chance: random.Random, plain: dict[str, Any]) -> None:
-    match chance.choice(["gradient", "loss_sum", "tokens"]):
-        case "gradient":
-            _spoil_tensor(chance, plain["gradient"])
-        case "loss_sum":
-            plain["loss_sum"] = chance.choice([float("nan"), float("inf"), -float("inf"), 1e301, "1"])
-        case _:
-            plain["tokens"] = chance.choice([-1, 1.5, "2", None])
-
-
-def _spoil_score(chance: random.Random, plain: dict[str, Any]) -> None:
-    if chance.random() < 0.2:
-        plain["exact"] = plain["sequences"] + 1
-        return
-    name = chance.choice(["loss_sum", "tokens", "exact", "sequences"])
-    plain[name] = chance.choice([float("nan"), "1", None, -1 if name != "loss_sum" else 1e301])
-
-
-def _spoil_update(chance: random.Random, plain: dict[str, Any]) -> None:
-    match chance.choice(["tier", "tokens", "tensors", "values"]):
-        case "tier":
-            plain["tier"] = chance.choice(["cloud", "queen", 1])
-        case "tokens":
-            plain["tokens"] = chance.choice([0, -1, plain["tokens"] + 1, 2**63, "2"])
-        case "tensors":
-            cut_off = plain["tensors"][: chance.randrange(len(plain["tensors"]))]
-            plain["tensors"] = chance.choice([b"", cut_off, plain["tensors"] + b"x", b"\xff" * 64])
-        case _:
-            plain["tensors"] = plain["tensors"][:-4] + b"\x00\x00\xc0\x7f"
-
-
-def _spoil_want(chance: random.Random, plain: dict[str, Any]) -> None:
-    plain["wanted"] = chance.choice([None, 1, ["gradient"]])
-
-
-def _spoil_resume(chance: random.Random, plain: dict[str, Any]) -> None:
-    plain[chance.choice(["step", "turn"])] = chance.choice([None, -1, "1", 1.5])
-
-
-def _spoil_stuck(chance: random.Random, plain: dict[str, Any]) -> None:
-    plain["reason"] = chance.choice([None, 1, b"x"])
-
-
-_SPOIL: dict[type[Content], Callable[[random.Random, dict[str, Any]], None]] = {
-    Activation: _spoil_activation,
-    Gradient: _spoil_gradient,
-    TailHidden: _spoil_hidden,
-    TailGradient: _spoil_tail_gradient,
-    Score: _spoil_score,
-    Update: _spoil_update,
-    Want: _spoil_want,
-    Resume: _spoil_resume,
-    Stuck: _spoil_stuck,
-}
-
 KINDS: dict[str, Callable[[Hostile, str, Packet], Iterator[Sent]]] = {
     maker.__name__: maker
     for maker in (
@@ -430,70 +301,6 @@ KINDS: dict[str, Callable[[Hostile, str, Packet], Iterator[Sent]]] = {
         Hostile.misplaced,
     )
 }
-
-
-def packet_on(path: str, payload: bytes) -> Packet:
-    """A packet of the fleet."""
-    return Packet(topic=TOPICS.root + path, payload=payload)
-
-
-def _json(path: str, plain: dict[str, Any]) -> Packet:
-    return packet_on(path, json.dumps(plain).encode())
-
-
-def _path(packet: Packet) -> str:
-    return packet.topic.removeprefix(TOPICS.root)
-
-
-def _first(topic: str) -> str:
-    return topic.removeprefix(TOPICS.root).partition("/")[0]
-
-
-def _is_raw(path: str) -> bool:
-    """Whether any bytes are acceptable there, until they have to match a digest."""
-    first, *words = path.split("/")
-    chunk = {"adapter": 2, "checkpoint": 3}.get(first) == len(words)
-    return chunk and words[-1].isdecimal() and (first == "checkpoint" or words[0].isdecimal())
-
-
-def _is_refused(name: str, packet: Packet) -> bool:
-    try:
-        Mailbox(TOPICS, name).incoming(packet)
-    except PeerError:
-        return True
-    return False
-
-
-def head() -> Head:
-    """Of a frame from device a to its edge."""
-    return Head(1, "a", "device", "edge", 1, 0, 0)
-
-
-def _content_of(packet: Packet) -> tuple[Head, Contents] | None:
-    """Head and content of a frame; all frames of a tiny model are one chunk."""
-    if _first(packet.topic) not in ("lan", "wan", "update"):
-        return None
-    chunk = read(packet.payload)
-    body = lz4.frame.decompress(chunk.data) if chunk.packing == LZ4 else chunk.data
-    return chunk.head, decode_content(body)
-
-
-def _other_values(content: Contents) -> Contents:
-    """What could be right as well: zeros are values of every scheme."""
-    match content:
-        case Activation() | TailHidden():
-            return msgspec.structs.replace(content, hidden=_zeros(content.hidden))
-        case Gradient() | TailGradient():
-            return msgspec.structs.replace(content, gradient=_zeros(content.gradient))
-        case Score():
-            return msgspec.structs.replace(content, loss_sum=content.loss_sum + 1.0)
-        case Update():
-            return msgspec.structs.replace(content, tensors=content.tensors[:-4] + bytes(4))
-    return content
-
-
-def _zeros(tensor: PackedTensor) -> PackedTensor:
-    return msgspec.structs.replace(tensor, data=bytes(len(tensor.data)))
 
 
 def _frame(path: str, head: Head, content: Contents, **changes: Any) -> Iterator[Sent]:

@@ -31,7 +31,8 @@ from iotsplit.plan import Labels
 from iotsplit.role import Role
 from iotsplit.settings import Codec, TrainingSettings
 from iotsplit.topics import DEPTHS
-from tests.flows.hostile import KINDS, TOPICS, Hostile, head, packet_on
+from tests.flows.hostile import KINDS, Hostile
+from tests.flows.packets import TOPICS, head, packet_on
 from tests.flows.weather import PATIENT, WeatherFleet, settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick")]
