@@ -1,5 +1,6 @@
 """A whole fleet in one thread: real roles and mailboxes on a bus of lists, with a clock turned by hand."""
 
+import functools
 import heapq
 import itertools
 import random
@@ -55,6 +56,9 @@ TINY = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }
+
+
+matches = functools.lru_cache(maxsize=1 << 16)(topic_matches_sub)
 
 
 def tiny_model(directory: Path, **changes: object) -> Path:
@@ -218,7 +222,7 @@ class Fleet:
             self._retained[packet.topic] = packet
         live = Packet(topic=packet.topic, payload=packet.payload, qos=packet.qos)
         for name, filters in self._filters.items():
-            if any(topic_matches_sub(each, packet.topic) for each in filters):
+            if any(matches(each, packet.topic) for each in filters):
                 self._deliver(name, live)
 
     def _deliver(self, name: str, packet: Packet, delay: float = 0.0) -> None:
@@ -231,8 +235,8 @@ class Fleet:
             self.publish(packet)
         new = agent.filters - self._filters[name]
         self._filters[name] = agent.filters
-        for topic, packet in list(self._retained.items()):
-            if packet.payload and any(topic_matches_sub(each, topic) for each in new):
+        for topic, packet in list(self._retained.items()) if new else ():
+            if packet.payload and any(matches(each, topic) for each in new):
                 self._deliver(name, packet)
 
     def _say(self, agent: Agent, packets: list[Packet]) -> None:
