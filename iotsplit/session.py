@@ -8,7 +8,7 @@ the same bytes as before. Who has come back itself and has not what is asked for
 checkpoint. Nobody else rewinds.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 import msgspec
@@ -221,11 +221,13 @@ class Awaited:
             waiting.due = now
             waiting.patience_s = min(waiting.patience_s, LEAST_PATIENCE_S)
 
-    def late(self, now: float) -> list[Identity]:
-        """What is due to be asked for again."""
+    def late(self, now: float, here: Container[Identity] = ()) -> list[Identity]:
+        """What is due to be asked for again, but for what is here and waits for its turn."""
         overdue = []
         for identity, waiting in self._waiting.items():
-            if waiting.due <= now:
+            if waiting.due <= now and identity in here:
+                waiting.due = now + waiting.patience_s
+            elif waiting.due <= now:
                 waiting.patience_s = min(2 * waiting.patience_s, MAX_PATIENCE_S)
                 waiting.due = now + waiting.patience_s
                 waiting.asked += 1

@@ -29,7 +29,7 @@ from iotsplit_cloud.records import Milestone
 from iotsplit_cloud.tail import Tail
 from iotsplit_cloud.training import Equipment, TrainingRound
 from iotsplit_cloud.versions import Library
-from iotsplit_cloud.watch import Watch, arrival
+from iotsplit_cloud.watch import Watch
 
 
 class Phase(StrEnum):
@@ -143,12 +143,22 @@ class Conductor:
         if isinstance(frame.content, Update):
             self._p.chronicle.count_update(frame)
         if carried := self._carried.sessions.get(frame.device):
-            return [*self._carried.handle(frame, now), *arrival(carried)]
+            return [*self._carried.handle(frame, now), *carried.arrival()]
         if self.activity is None:
             return []
         session = self.activity.sessions.get(frame.device)
         said = self.activity.handle(frame, now)
-        said += arrival(session) if session is not None else []
+        said += session.arrival() if session is not None else []
+        return self._journaled([*said, *self._after(now)])
+
+    @property
+    def busy(self) -> bool:
+        """Whether `work` has something to do now."""
+        return isinstance(self.activity, TrainingRound) and self.activity.busy
+
+    def work(self, now: float) -> list[Output]:
+        """Treat one frame of a training round: what is heard meanwhile may change whose turn it is."""
+        said = self.activity.work(now) if isinstance(self.activity, TrainingRound) else []
         return self._journaled([*said, *self._after(now)])
 
     def hurry(self, now: float) -> None:

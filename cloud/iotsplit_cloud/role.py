@@ -101,9 +101,11 @@ class CloudRole:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """Look around: who is silent or too slow, and whether something can begin."""
+        """Look around: who is silent or too slow, and whether something can begin. Else do a piece of work."""
         if not self._is_open:
             return self._open(now)
+        if now < self._look_around_at:
+            return self._conductor.work(now)
         self._looked_at = now
         said: list[Output] = [self._lost(agent, "silent") for agent in self._p.members.silent(now)]
         for path in self._shelf.lost(now):
@@ -111,9 +113,12 @@ class CloudRole:
         return [*said, *self._conductor.look(now)]
 
     def next_tick(self, now: float) -> float:
-        """Every second: soon enough to ask for what is late, and cheap to say after each message."""
-        if not self._is_open:
-            return now
+        """At once while there is work, else every second: soon enough to ask for what is late."""
+        busy = not self._is_open or self._conductor.busy
+        return now if busy else self._look_around_at
+
+    @property
+    def _look_around_at(self) -> float:
         return min(self._looked_at + LOOK_AROUND_S, self._shelf.next_due)
 
     def reconnected(self, now: float) -> list[Output]:

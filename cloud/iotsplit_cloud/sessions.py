@@ -1,7 +1,10 @@
 """One session from the cloud's side: what is waited for, what was answered, what it has brought."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
 
 from iotsplit.errors import TensorRefusedError
 from iotsplit.messages import (
@@ -15,7 +18,7 @@ from iotsplit.messages import (
 from iotsplit.plan import Tier
 from iotsplit.session import Awaited, Backup, wanted_by
 from iotsplit.settings import TrainingSettings
-from iotsplit.states import Assignment
+from iotsplit.states import Assignment, Event, Metrics
 
 Check = Callable[[Tier, Update, int], None]
 """Raises a PeerError for an update that cannot have come from that version, or cannot be averaged."""
@@ -93,6 +96,21 @@ class CloudSession:
         if self.move is not None and self.move.arrived_at is None:
             self.move.arrived_at = now
 
+    def close_step(self, step: int) -> Metrics:
+        """Add up what the step has brought."""
+        loss = self.step_loss / self.step_tokens
+        self.losses.append(loss)
+        self.tokens += self.step_tokens
+        return Metrics(
+            agent=self.assignment.cloud,
+            role=Tier.CLOUD,
+            round=self.assignment.round,
+            session=self.assignment.session,
+            step=step,
+            loss=loss,
+            tokens=self.step_tokens,
+        )
+
     def expect(self, kind: str, step: int, micro_batch: int, now: float) -> None:
         """Wait for a frame."""
         self.awaited.expect(self.identity(kind, step, micro_batch), now)
@@ -124,12 +142,28 @@ class CloudSession:
         """Tell the edge where we stand."""
         return self.backup.send(resume, Tier.EDGE)
 
-    def ask(self, now: float) -> list[Frame]:
-        """Requests for what is late."""
+    def ask(self, now: float, here: Container[Identity] = ()) -> list[Frame]:
+        """Requests for what is late and not here."""
         return [
             self.backup.send(Want(wanted=late.kind), Tier.EDGE, (late.step, late.micro_batch))
-            for late in self.awaited.late(now)
+            for late in self.awaited.late(now, here)
         ]
+
+    def arrival(self) -> list[Event]:
+        """The event of a session that has come to its new edge and goes on there."""
+        move = self.move
+        if move is None or move.arrived_at is None:
+            return []
+        self.move = None
+        detail: dict[str, Any] = {
+            "from": move.edge,
+            "to": self.assignment.edge,
+            "epoch": self.assignment.epoch,
+            "steps_replayed": max(0, move.step - (move.step if move.resumed is None else move.resumed)),
+            "seconds": round(move.arrived_at - move.at, 3),
+        }
+        text = msgspec.json.encode(detail).decode()
+        return [Event(kind="session_moved", agent=self.assignment.device, detail=text)]
 
 
 def new_session(assignment: Assignment, settings: TrainingSettings, now: float) -> CloudSession:

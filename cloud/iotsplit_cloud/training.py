@@ -1,6 +1,6 @@
 """A training round in the cloud: lockstep over its sessions, and a ledger of what was applied. No I/O."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from iotsplit.errors import MalformedMessageError, PeerError
@@ -17,7 +17,8 @@ from iotsplit.plan import Labels, Tier
 from iotsplit.role import Output, Refused
 from iotsplit.session import Awaited, Turns, steps_kept
 from iotsplit.settings import TrainingSettings
-from iotsplit.states import Assignment, Metrics
+from iotsplit.states import Assignment
+from iotsplit_cloud.held import Held
 from iotsplit_cloud.journal import RoundCheckpoint, SessionRecord
 from iotsplit_cloud.ledger import Ledger
 from iotsplit_cloud.sessions import Check, CloudSession, new_sessions
@@ -47,7 +48,7 @@ class Equipment:
 
 
 class TrainingRound:
-    """Treats each micro-batch as it comes; steps when all sessions of the step are in.
+    """Treats each micro-batch when it is its turn; steps when all sessions of the step are in.
 
     Args:
         assignments: the round's sessions by device.
@@ -77,7 +78,7 @@ class TrainingRound:
         self._saved: list[RoundCheckpoint] = []  # that this start of the cloud has found
         self._next: dict[str, int] = dict.fromkeys(self.sessions, 0)  # micro-batches done in this step
         self._late = set(self.sessions)  # who has not brought all of this step; after the last one, its updates
-        self._held: dict[str, list[Frame]] = {device: [] for device in self.sessions}
+        self._held = Held(self.sessions)
         self._ledger.expected += len(self.sessions) * settings.local_steps
         for session in self.sessions.values():
             self._expect_step(session, now)
@@ -101,8 +102,23 @@ class TrainingRound:
             return self._reply(session, frame, now)
         if not self._is_wanted(session, frame):
             return []  # a repetition, or too far ahead: it will be asked for
-        self._held[frame.device].append(frame)
-        return self._go_on([session], now)
+        self._held.add(frame)
+        self._look_ahead(session)
+        return []
+
+    @property
+    def busy(self) -> bool:
+        """Whether `work` has something to do now."""
+        return bool(self._held.ready)
+
+    def work(self, now: float) -> list[Output]:
+        """Treat one frame, and finish the step if it was the last one that was missing."""
+        device = self._held.ready.turn()
+        if device is None:
+            return []
+        session = self.sessions[device]
+        said = self._take_next(session, now)
+        return [*said, *session.arrival(), *self._finish_steps(now)]
 
     def _reply(self, session: CloudSession, frame: Frame, now: float) -> list[Output]:
         match frame.content:
@@ -124,8 +140,10 @@ class TrainingRound:
             # Earlier checkpoints could only be gone on from with the sessions that have left.
             self._saved = []
             said += [self._checkpoint()] if self.sessions else []
-            said += self._go_on(self.sessions.values(), now)
-        return [*said, *(want for session in self.sessions.values() for want in session.ask(now))]
+            said += self._finish_steps(now)
+        for device, session in self.sessions.items():
+            said += session.ask(now, self._held.identities(device))
+        return said
 
     def move(self, assignment: Assignment, now: float) -> None:
         """A session goes on at another edge, which will say from where."""
@@ -140,8 +158,8 @@ class TrainingRound:
         self._tail.drop(session.assignment.session)
         done = self._ledger.steps(session.assignment.session)
         self._ledger.expected -= self._settings.local_steps - done
-        for table in (self._next, self._held, self.updates):
-            table.pop(device)
+        del self._next[device], self.updates[device]
+        self._held.drop(device)
         self._has_shrunk = True
         return []
 
@@ -203,8 +221,7 @@ class TrainingRound:
             session.awaited = Awaited()
             self.updates[device] = {}
             self._start_step(device, now)
-        resumed = [self._resume(session) for session in self.sessions.values()]
-        return [*resumed, *self._go_on(self.sessions.values(), now)]
+        return [self._resume(session) for session in self.sessions.values()]
 
     def _resume(self, session: CloudSession) -> Frame:
         return session.resume(self._turns.resume(self._place(session)))
@@ -230,8 +247,7 @@ class TrainingRound:
 
     def _is_wanted(self, session: CloudSession, frame: Frame) -> bool:
         identity = frame.identity
-        held = self._held[frame.device]
-        if any(identity == other.identity for other in held):
+        if identity in self._held.identities(frame.device):
             return False
         if identity in session.awaited:
             return True
@@ -250,25 +266,22 @@ class TrainingRound:
         before = session.identity("activation", frame.step, frame.micro_batch)
         return isinstance(frame.content, TailGradient) and before in session.awaited
 
-    def _go_on(self, sessions: Iterable[CloudSession], now: float) -> list[Output]:
-        """Treat what is held of these sessions and can be treated, and of all once the step is complete."""
-        said = [output for session in sessions for output in self._take_held(session, now)]
-        while self._is_complete:
-            said += self._finish_step(now)
-            said += [output for each in self.sessions.values() for output in self._take_held(each, now)]
-        return said
-
-    def _take_held(self, session: CloudSession, now: float) -> list[Output]:
+    def _take_next(self, session: CloudSession, now: float) -> list[Output]:
+        frame = self._next_frame(session)
         said: list[Output] = []
-        while (frame := self._next_frame(session)) is not None:
-            self._held[frame.device].remove(frame)
+        if frame is not None:
+            self._held.take(frame)
             try:
-                said += self._take(session, frame, now)
+                said = self._take(session, frame, now)
             except PeerError as error:
-                said.append(Refused(message=frame, error=error))
+                said = [Refused(message=frame, error=error)]
                 if session.awaited.is_hopeless(frame.identity, error):
                     session.unfit = str(error)
+        self._look_ahead(session)
         return said
+
+    def _look_ahead(self, session: CloudSession) -> None:
+        self._held.ready.mark(session.assignment.device, ready=self._next_frame(session) is not None)
 
     def _next_frame(self, session: CloudSession) -> Frame | None:
         """A held frame that can be treated now.
@@ -277,7 +290,7 @@ class TrainingRound:
         """
         if session.unfit:
             return None  # it is about to leave
-        for frame in self._held[session.assignment.device]:
+        for frame in self._held.of(session.assignment.device):
             adds = isinstance(frame.content, TailGradient) or (
                 isinstance(frame.content, Activation) and self._settings.labels is Labels.CLOUD
             )
@@ -331,12 +344,21 @@ class TrainingRound:
         """All sessions of the step are in."""
         return bool(self.sessions) and not self._late and self.step < self._settings.local_steps
 
+    def _finish_steps(self, now: float) -> list[Output]:
+        said: list[Output] = []
+        while self._is_complete:
+            said += self._finish_step(now)
+        return said
+
     def _finish_step(self, now: float) -> list[Output]:
         """One optimizer step, and the next step is waited for."""
         total = sum(session.step_tokens for session in self.sessions.values())
         weights = {s.assignment.session: s.step_tokens / total for s in self.sessions.values()}
         self._tail.step(weights)
-        said: list[Output] = [self._close_step(session) for session in self.sessions.values()]
+        said: list[Output] = []
+        for session in self.sessions.values():
+            self._ledger.apply(session.assignment.session, self.step)
+            said.append(session.close_step(self.step))
         self.step += 1
         said += self._save()
         for device in self.sessions:
@@ -351,30 +373,15 @@ class TrainingRound:
             session.backup.checkpoint = max(self.step, session.backup.checkpoint)
         return [self._checkpoint(regular=True)]
 
-    def _close_step(self, session: CloudSession) -> Metrics:
-        name = session.assignment.session
-        self._ledger.apply(name, self.step)
-        loss = session.step_loss / session.step_tokens
-        session.losses.append(loss)
-        session.tokens += session.step_tokens
-        return Metrics(
-            agent=session.assignment.cloud,
-            role=Tier.CLOUD,
-            round=session.assignment.round,
-            session=name,
-            step=self.step,
-            loss=loss,
-            tokens=session.step_tokens,
-        )
-
     def _start_step(self, device: str, now: float) -> None:
         session = self.sessions[device]
         self._next[device] = 0
         self._late.add(device)
-        self._held[device] = [frame for frame in self._held[device] if frame.step >= self.step]
+        self._held.forget_before(device, self.step)
         session.step_loss = 0.0
         session.progress_at = now
         self._expect_step(session, now)
+        self._look_ahead(session)
 
     def _expect_step(self, session: CloudSession, now: float) -> None:
         if self.step < self._settings.local_steps:

@@ -4,9 +4,6 @@ These are the cloud's decisions that depend on time; who calls writes them down 
 """
 
 from collections import Counter
-from typing import Any
-
-import msgspec
 
 from iotsplit.plan import Tier
 from iotsplit.role import Output
@@ -116,20 +113,3 @@ def _remind(session: CloudSession, now: float) -> list[Output]:
         return []
     session.reminded_at = now
     return [session.assignment]
-
-
-def arrival(session: CloudSession) -> list[Output]:
-    """The event of a session that has come to its new edge and goes on there."""
-    move = session.move
-    if move is None or move.arrived_at is None:
-        return []
-    session.move = None
-    detail: dict[str, Any] = {
-        "from": move.edge,
-        "to": session.assignment.edge,
-        "epoch": session.assignment.epoch,
-        "steps_replayed": max(0, move.step - (move.step if move.resumed is None else move.resumed)),
-        "seconds": round(move.arrived_at - move.at, 3),
-    }
-    text = msgspec.json.encode(detail).decode()
-    return [Event(kind="session_moved", agent=session.assignment.device, detail=text)]

@@ -42,6 +42,16 @@ class Evaluation:
         del assignment
         return []
 
+    @property
+    def busy(self) -> bool:
+        """Never: each frame is treated as it comes."""
+        return False
+
+    def work(self, now: float) -> list[Output]:
+        """Nothing."""
+        del now
+        return []
+
     def handle(self, frame: Frame, now: float) -> list[Output]:
         """Take a frame from the device or from the cloud."""
         del now

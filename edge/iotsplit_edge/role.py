@@ -8,6 +8,7 @@ from iotsplit.chunks import CHUNK_BYTES
 from iotsplit.errors import MalformedMessageError, MismatchError, PeerError
 from iotsplit.messages import Frame, Message, Stuck
 from iotsplit.plan import Tier
+from iotsplit.ready import Ready
 from iotsplit.retained import Again, Fetch, Shelf, clear_checkpoint
 from iotsplit.role import Output, Refused
 from iotsplit.session import Backup, Turns, steps_kept
@@ -59,6 +60,7 @@ class EdgeRole:
         self._sessions: dict[str, EdgeSession] = {}  # by device
         self._fetches: dict[str, Fetch] = {}  # by the version's digest
         self._early: dict[str, list[Frame]] = {}  # by device, until its session begins
+        self._ready = Ready()
         self._shelf = Shelf()
         self._again = Again()
 
@@ -86,7 +88,9 @@ class EdgeRole:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """Ask for what is late, and give up what cannot be found."""
+        """Ask for what is late, and give up what cannot be found. Else do a piece of work."""
+        if now < self._next_due:
+            return self._work(now)
         if self._starts:
             self._again.tick(now)
         owned = self._owned()
@@ -97,8 +101,11 @@ class EdgeRole:
         return [*said, *self._begin_sessions(now)]
 
     def next_tick(self, now: float) -> float:
-        """When something is late."""
-        del now
+        """At once while there is work, else when something is late."""
+        return now if self._ready else self._next_due
+
+    @property
+    def _next_due(self) -> float:
         late = [session.awaited.next_due for session in self._sessions.values()]
         late += [start.due for start in self._starts.values() if start.takes_over]
         late += [self._again.due] if self._starts else []
@@ -139,6 +146,7 @@ class EdgeRole:
         """End what we have of a device; its checkpoints stay if the session goes on elsewhere."""
         self._starts.pop(device, None)
         self._early.pop(device, None)
+        self._ready.mark(device, ready=False)
         session = self._sessions.pop(device, None)
         if session is None:
             return []
@@ -253,11 +261,20 @@ class EdgeRole:
         session.backup.hear(frame)
         return self._look_back(session, session.handle(frame, now), now)
 
+    def _work(self, now: float) -> list[Output]:
+        """Treat one tensor of a session: what is heard meanwhile may change whose turn it is."""
+        device = self._ready.turn()
+        session = self._sessions.get(device) if device is not None else None
+        if device is None or session is None:
+            return []
+        return self._look_back(session, session.work(now), now)
+
     def _look_back(self, session: EdgeSession, said: list[Output], now: float) -> list[Output]:
         """Look for an older state, if that is what the session needs."""
-        if session.rewind_to is None:
-            return said
         assignment = session.backup.assignment
+        if session.rewind_to is None:
+            self._ready.mark(assignment.device, ready=session.busy)
+            return said
         self._end(assignment.device, goes_on=assignment.session)
         self._look_for_start(assignment, now, at_most=session.rewind_to)
         return [*said, *self._begin_sessions(now)]

@@ -50,8 +50,15 @@ class EdgeSession(Protocol):
     def end_early(self, assignment: Assignment) -> list[Output]:
         """The session is over after the assignment's steps: the others have gone on without it."""
 
+    @property
+    def busy(self) -> bool:
+        """Whether `work` has something to do now."""
+
     def handle(self, frame: Frame, now: float) -> list[Output]:
         """Take a frame from the device or from the cloud."""
+
+    def work(self, now: float) -> list[Output]:
+        """Treat one tensor."""
 
     def ask(self, now: float) -> list[Output]:
         """Requests for what is late."""
@@ -142,8 +149,8 @@ class Training:
             case TailGradient() if from_below and key < self._forward:
                 return self._pass_on(frame, now)
             case _:
-                return []  # a repetition, or from the wrong side
-        return self._go_on(now)
+                pass  # a repetition, or from the wrong side
+        return []
 
     def _pass_on(self, frame: Frame, now: float) -> list[Output]:
         try:
@@ -180,7 +187,7 @@ class Training:
         """Requests for what is late."""
         return [
             self.backup.send(Want(wanted=late.kind), SOURCE[late.kind], (late.step, late.micro_batch))
-            for late in self.awaited.late(now)
+            for late in self.awaited.late(now, self._here)
         ]
 
     def owned(self) -> dict[str, Sequence[Message]]:
@@ -198,26 +205,38 @@ class Training:
         far = self._backward[0] + steps_kept(self._settings.checkpoint_every)
         return key[0] < min(far, self.backup.assignment.steps) and key[1] < self._settings.micro_batches
 
-    def _go_on(self, now: float) -> list[Output]:
-        said: list[Output] = []
-        while (frame := self._next_frame()) is not None:
-            try:
-                match frame.content:
-                    case Activation() as content:
-                        said += self._send_up(content, now)
-                    case Gradient() as content:
-                        said += self._send_down(content, now)
-            except PeerError as error:
-                said.append(Refused(message=frame, error=error))
-                if self.awaited.is_hopeless(frame.identity, error):
-                    said += self._give_up(str(error))
-        return said
+    @property
+    def _here(self) -> set[Identity]:
+        """What has come and waits for its turn."""
+        return {frame.identity for held in (self._early, self._gradients) for frame in held.values()}
+
+    @property
+    def busy(self) -> bool:
+        """Whether `work` has something to do now."""
+        return self._next_frame() is not None
+
+    def work(self, now: float) -> list[Output]:
+        """Treat one activation or gradient."""
+        frame = self._next_frame()
+        if frame is None:
+            return []
+        try:
+            if isinstance(frame.content, Activation):
+                del self._early[self._forward]
+                return self._send_up(frame.content, now)
+            if isinstance(frame.content, Gradient):
+                del self._gradients[self._backward]
+                return self._send_down(frame.content, now)
+        except PeerError as error:
+            hopeless = self.awaited.is_hopeless(frame.identity, error)
+            return [Refused(message=frame, error=error), *(self._give_up(str(error)) if hopeless else [])]
+        return []
 
     def _next_frame(self) -> Frame | None:
         """What can be treated now; activations of a step only when the step before is over."""
         if self._forward[0] == self._backward[0] and self._forward in self._early:
-            return self._early.pop(self._forward)
-        return self._gradients.pop(self._backward, None) if self._backward < self._forward else None
+            return self._early[self._forward]
+        return self._gradients.get(self._backward) if self._backward < self._forward else None
 
     def _send_up(self, content: Activation, now: float) -> list[Output]:
         key = self._forward

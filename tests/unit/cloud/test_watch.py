@@ -17,7 +17,7 @@ from iotsplit_cloud.desk import Desk
 from iotsplit_cloud.members import GRACE_S, OPENING_S, Members
 from iotsplit_cloud.sessions import CloudSession, new_sessions
 from iotsplit_cloud.versions import Library
-from iotsplit_cloud.watch import REMIND_S, Activity, Watch, arrival
+from iotsplit_cloud.watch import REMIND_S, Activity, Watch
 
 LIBRARY = cast("Library", SimpleNamespace(current=SimpleNamespace(version=2), digest="abc"))
 SETTINGS = TrainingSettings(checkpoint_every=5)
@@ -216,11 +216,11 @@ def moved_session() -> CloudSession:
 
 def test_a_move_is_told_once_when_the_session_brings_something_new() -> None:
     session = moved_session()
-    assert arrival(session) == []
+    assert session.arrival() == []
     assert session.move is not None
     session.move.resumed = 10
     session.progress(103.5)
-    (said,) = arrival(session)
+    (said,) = session.arrival()
     assert isinstance(said, Event)
     assert (said.kind, said.agent) == ("session_moved", "d1")
     assert json.loads(said.detail) == {
@@ -230,13 +230,13 @@ def test_a_move_is_told_once_when_the_session_brings_something_new() -> None:
         "steps_replayed": 2,
         "seconds": 3.5,
     }
-    assert arrival(session) == []
+    assert session.arrival() == []
 
 
 def test_a_second_move_on_the_way_counts_from_the_first() -> None:
     session = moved_session()
     session.move_to(Assignment(device="d1", task="train", session="s", epoch=7, edge="e3"), 12, 110.0)
     session.progress(111.0)
-    (said,) = arrival(session)
+    (said,) = session.arrival()
     assert isinstance(said, Event)
     assert json.loads(said.detail)["seconds"] == 11.0

@@ -221,6 +221,17 @@ def test_a_question_is_repeated_ever_more_patiently() -> None:
     assert waits == [2 * FIRST_PATIENCE_S, MAX_PATIENCE_S, MAX_PATIENCE_S, MAX_PATIENCE_S]
 
 
+def test_what_is_here_and_waits_for_its_turn_is_not_asked_for() -> None:
+    awaited = Awaited()
+    awaited.expect(identity(0), 0.0)
+    awaited.expect(identity(1), 0.0)
+    due = awaited.next_due
+    assert awaited.late(due, {identity(0)}) == [identity(1)]
+    assert identity(0) in awaited
+    assert awaited.next_due == due + FIRST_PATIENCE_S
+    assert awaited.late(due + FIRST_PATIENCE_S) == [identity(0)]
+
+
 def test_what_has_arrived_is_not_waited_for_any_more() -> None:
     awaited = Awaited()
     awaited.expect(identity(), 0.0)
