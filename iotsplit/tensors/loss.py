@@ -8,7 +8,10 @@ import torch.nn.functional as F
 
 IGNORED = -100
 
-_LOGITS_AT_ONCE = 1 << 22  # values: 16 MiB of float32, about three times over in the backward pass
+MOST_POSITIONS = 1024
+"""Positions that are taken at once, whatever the vocabulary."""
+
+_LOGITS_AT_ONCE = 1 << 23  # values: 32 MiB of float32, about three times over in the backward pass
 
 Head = Callable[[torch.Tensor], torch.Tensor]
 """Hidden states (positions, width) before the final norm to logits (positions, vocabulary)."""
@@ -21,18 +24,19 @@ class _LossSum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, labels: torch.Tensor, head: Head, rows: int) -> torch.Tensor:
+    def forward(
+        ctx: Any, hidden: torch.Tensor, labels: torch.Tensor, head: Head, pieces: list[slice]
+    ) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float64)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        for start in range(0, len(hidden), rows):
-            piece = hidden[start : start + rows].detach()
+        for rows in pieces:
+            piece = hidden[rows].detach()
             with torch.set_grad_enabled(gradient is not None):
                 piece.requires_grad_(gradient is not None)
-                losses = F.cross_entropy(head(piece), labels[start : start + rows], reduction="none")
+                losses = F.cross_entropy(head(piece), labels[rows], reduction="none")
             total += losses.detach().sum(dtype=torch.float64)
             if gradient is not None:
-                ones = torch.ones_like(losses)
-                (gradient[start : start + rows],) = torch.autograd.grad(losses, piece, ones)
+                (gradient[rows],) = torch.autograd.grad(losses, piece, torch.ones_like(losses))
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return total
@@ -58,8 +62,9 @@ def loss_sum(
         A float64 scalar, differentiable by `hidden`, and the number of positions that count.
     """
     counted = labels != IGNORED
-    rows = _rows(vocabulary)
-    total: torch.Tensor = _LossSum.apply(hidden[counted], labels[counted], head, rows)  # type: ignore[no-untyped-call]  # torch's own
+    kept = hidden[counted]  # (positions, width)
+    pieces = _pieces(len(kept), vocabulary)
+    total: torch.Tensor = _LossSum.apply(kept, labels[counted], head, pieces)  # type: ignore[no-untyped-call]  # torch's own
     return total, int(counted.sum())
 
 
@@ -81,14 +86,14 @@ def score(
     counted = labels != IGNORED
     kept, wanted = hidden.detach()[counted], labels[counted]  # (positions, width), (positions,)
     right = torch.empty_like(wanted, dtype=torch.bool)
-    total, rows = 0.0, _rows(vocabulary)
+    total = 0.0
     with torch.no_grad():
-        for start in range(0, len(kept), rows):
-            logits = head(kept[start : start + rows])  # (positions, vocabulary)
-            targets = wanted[start : start + rows]
+        for rows in _pieces(len(kept), vocabulary):
+            logits = head(kept[rows])  # (positions, vocabulary)
+            targets = wanted[rows]
             losses = F.cross_entropy(logits, targets, reduction="none")
             total += float(losses.sum(dtype=torch.float64))
-            right[start : start + rows] = logits.argmax(dim=-1) == targets
+            right[rows] = logits.argmax(dim=-1) == targets
     wrong = torch.zeros_like(counted)
     wrong[counted] = ~right
     present = counted.any(dim=1)  # (batch,)
@@ -96,5 +101,9 @@ def score(
     return total, int(counted.sum()), int(exact.sum()), int(present.sum())
 
 
-def _rows(vocabulary: int) -> int:
-    return max(16, min(1024, _LOGITS_AT_ONCE // vocabulary))
+def _pieces(positions: int, vocabulary: int) -> list[slice]:
+    """Pieces of about one size: the head is read once for each, however small it is."""
+    most = max(1, min(MOST_POSITIONS, _LOGITS_AT_ONCE // vocabulary))
+    count = -(-positions // most)
+    ends = [positions * (piece + 1) // count for piece in range(count)]
+    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
