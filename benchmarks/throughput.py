@@ -1,9 +1,11 @@
-"""Tokens per second of a fleet on this machine against single-process PEFT, in turns, and peak memory.
+"""Tokens per second of a fleet on this machine against single-process PEFT, in turns; how busy each tier is.
 
     python benchmarks/throughput.py --pairs 3
+    python benchmarks/throughput.py --pairs 1 --devices 4 --cut 4,15
 
 Both train the same model on the same sequences with the same number of threads in all: the fleet's tiers have
-one each and share the machine's cores, the single process has `--threads`.
+one each and share the machine's cores, the single process has `--threads`. Busy is the share of the training
+rounds in which an agent works for its sessions, as its heartbeats tell.
 """
 
 import argparse
@@ -13,7 +15,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from iotsplit.runtime import serve
 from iotsplit.tensors.models import resolve
@@ -43,25 +47,48 @@ peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 print(json.dumps({"tokens_per_second": steps * 512 / seconds, "peak_rss_bytes": peak}))
 """
 
+Figures = dict[str, float]
 
-def single(model: Path, threads: int, steps: int) -> dict[str, float]:
+
+def single(model: Path, options: argparse.Namespace) -> Figures:
     """Train the whole model in one process."""
-    words = [sys.executable, "-c", SINGLE, str(model), str(threads), str(steps)]
+    words = [sys.executable, "-c", SINGLE, str(model), str(options.threads), str(options.steps)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
-    row: dict[str, float] = json.loads(done.stdout)
+    row: Figures = json.loads(done.stdout)
     return row
 
 
-def fleet(model: Path, steps: int, data: Path) -> dict[str, float]:
-    """Train with two devices, one edge and the cloud; int8 on the wire."""
+def fleet(model: Path, options: argparse.Namespace, data: Path) -> Figures:
+    """Train with one edge and the cloud; gives tokens per second and each tier's share of busy time."""
     with tempfile.TemporaryDirectory() as output:
         words = [sys.executable, "-m", "iotsplit", "run", "--model", str(model), "--data", str(data), "--json"]
-        words += ["--devices", "2", "--edges", "1", "--rounds", "1", "--local-steps", str(steps // 2)]
-        words += ["--output", output, "--partition", "iid"]
+        words += ["--devices", str(options.devices), "--edges", "1", "--rounds", "1", "--partition", "iid"]
+        words += ["--local-steps", str(options.steps // options.devices), "--output", output]
+        words += ["--cut", options.cut, "--codec", options.codec]
         done = subprocess.run(words, capture_output=True, text=True, check=True)
+        busy = busy_shares(Path(output))
     report = json.loads(done.stdout)
     device = max(row["peak_rss_bytes"] for row in report["agents"] if row["role"] == "device")
-    return {"tokens_per_second": report["tokens_per_second"], "peak_rss_bytes": device}
+    return {"tokens_per_second": report["tokens_per_second"], "peak_rss_bytes": device, **busy}
+
+
+def busy_shares(output: Path) -> Figures:
+    """Of the time between the first and the last step of the cloud, by tier; the mean of its agents."""
+    steps: list[float] = []
+    beats: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in map(json.loads, (output / "metrics.jsonl").read_text().splitlines()):
+        if "session" not in row:
+            beats[row["role"], row["agent"]].append(row)
+        elif row["role"] == "cloud":
+            steps.append(row["time"])
+    shares: dict[str, list[float]] = defaultdict(list)
+    for (role, _), rows in beats.items():
+        inside = [row for row in rows if steps[0] <= row["time"] <= steps[-1]]
+        if len(inside) > 1:
+            first, last = inside[0], inside[-1]
+            worked = last.get("busy_s", 0.0) - first.get("busy_s", 0.0)
+            shares[role].append(worked / (last["time"] - first["time"]))
+    return {f"busy {role}": statistics.mean(values) for role, values in shares.items()}
 
 
 def main() -> None:
@@ -69,8 +96,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--steps", type=int, default=32, help="of all devices together")
+    parser.add_argument("--devices", type=int, default=2)
+    parser.add_argument("--cut", default="4,19", help="the default halves the work between cloud and the rest")
+    parser.add_argument("--codec", default="int8")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the single process")
     options = parser.parse_args()
     model = resolve(options.model, serve.cache_directory())
     with tempfile.TemporaryDirectory() as folder:
@@ -78,15 +108,14 @@ def main() -> None:
         data.write_text(
             "".join(f"line {n}: pump {n % 7} reports pressure {n * 37 % 101}\n" for n in range(4000))
         )
-        pairs = [
-            (fleet(model, options.steps, data), single(model, options.threads, options.steps))
-            for _ in range(options.pairs)
-        ]
+        pairs = [(fleet(model, options, data), single(model, options)) for _ in range(options.pairs)]
     show("tokens/s, fleet", [ours["tokens_per_second"] for ours, _ in pairs])
     show("tokens/s, single process", [theirs["tokens_per_second"] for _, theirs in pairs])
     show("ratio of tokens/s", [a["tokens_per_second"] / b["tokens_per_second"] for a, b in pairs])
     show("peak MB, device", [ours["peak_rss_bytes"] / 1e6 for ours, _ in pairs])
     show("peak MB, single process", [theirs["peak_rss_bytes"] / 1e6 for _, theirs in pairs])
+    for name in ("busy cloud", "busy edge", "busy device"):
+        show(name, [ours.get(name, 0.0) for ours, _ in pairs])
 
 
 def show(name: str, values: list[float]) -> None:

@@ -163,7 +163,7 @@ class Agent:
                 packets.append(packet)
         return packets
 
-    def heartbeat(self, peak_rss_bytes: int) -> list[Packet]:
+    def heartbeat(self, peak_rss_bytes: int, busy_s: float = 0.0) -> list[Packet]:
         """A sign of life with what the agent has used so far, and now and then its state once more."""
         self._heartbeats += 1
         again = self.birth(renew=True) if self._heartbeats % STATE_EVERY == 0 else []
@@ -176,6 +176,7 @@ class Agent:
                     received_bytes=dict(self._received),
                     dropped=self.dropped,
                     peak_rss_bytes=peak_rss_bytes,
+                    busy_s=busy_s,
                 )
             ]
         )

@@ -206,6 +206,7 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     Args:
         sent_bytes: payload bytes by first word of the topic; of the session if there is one.
         dropped: packets that were refused since the start.
+        busy_s: time that the agent has worked for its sessions since the start.
     """
 
     time: float = 0.0
@@ -220,6 +221,7 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     received_bytes: dict[str, int] = {}
     dropped: int = 0
     peak_rss_bytes: int = 0
+    busy_s: float = 0.0
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

@@ -71,6 +71,7 @@ class Runner:
         self._working = False
         self._stopping = False
         self._heartbeat_at = 0.0
+        self._busy_s = 0.0  # written by the worker only
 
     def post(self, message: Message) -> None:
         """Give the role a message from this machine; any thread may call it."""
@@ -162,7 +163,7 @@ class Runner:
             now = clock.now()
             if now >= self._heartbeat_at:
                 self._heartbeat_at = now + HEARTBEAT_S
-                self._say(self._agent.heartbeat(peak_rss_bytes()))
+                self._say(self._agent.heartbeat(peak_rss_bytes(), round(self._busy_s, 3)))
             self._give_work(now)
             with contextlib.suppress(queue.Empty):
                 self._take(self._inbox.get(timeout=max(0.0, self._wait_s(clock.now()))))
@@ -241,12 +242,19 @@ class Runner:
                 self._inbox.put(_Done((), error))
 
     def _do(self, job: Message | LinkChange | float) -> Sequence[Output]:
+        began = clock.now()
+        try:
+            return self._outputs(job, began)
+        finally:
+            self._busy_s += clock.now() - began
+
+    def _outputs(self, job: Message | LinkChange | float, now: float) -> Sequence[Output]:
         match job:
             case float():
                 return self._agent.tick(job)
             case LinkChange():
-                return self._agent.role.reconnected(clock.now())
-        return self._agent.handle(job, clock.now())
+                return self._agent.role.reconnected(now)
+        return self._agent.handle(job, now)
 
 
 def peak_rss_bytes() -> int:

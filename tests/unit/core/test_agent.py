@@ -142,11 +142,11 @@ def test_bytes_are_counted_for_the_session_and_for_the_agent(agent: Agent) -> No
     (packet,) = agent.encode([said])
     assert metrics_of(agent, said.session).sent_bytes == {"lan": len(packet.payload)}
     assert metrics_of(agent, "another").sent_bytes == {}
-    (beat,) = agent.heartbeat(peak_rss_bytes=7)
+    (beat,) = agent.heartbeat(peak_rss_bytes=7, busy_s=1.5)
     heard = Mailbox(Topics("plant"), "x").incoming(beat)
     assert isinstance(heard, Metrics)
     assert heard.sent_bytes["lan"] == len(packet.payload)
-    assert heard.peak_rss_bytes == 7
+    assert (heard.peak_rss_bytes, heard.busy_s) == (7, 1.5)
 
 
 def test_of_too_many_sessions_the_oldest_is_forgotten(agent: Agent) -> None:
