@@ -2,10 +2,10 @@
 
 The mechanism is upstream backup, as in stream processors: a sender keeps what it sent until the receiver has
 saved a state that is past it. Every tier saves its state before the same steps (`checkpoint_every`) and keeps
-the last two. A tier that has come back stands before the step of its checkpoint and says so (`Resume`): its
-neighbours send again what they kept from there on, and repeating the same steps on the same inputs it makes
-the same bytes as before. Who has come back itself and has not what is asked for goes back to its older
-checkpoint. Nobody else rewinds.
+the last two (see `reach`). A tier that has come back stands before the step of its checkpoint and says so
+(`Resume`): its neighbours send again what they kept from there on, and repeating the same steps on the same
+inputs it makes the same bytes as before. Who has come back itself and has not what is asked for goes back to an
+older checkpoint. Nobody else rewinds.
 """
 
 from collections.abc import Callable, Container
@@ -46,6 +46,16 @@ def steps_kept(every: int) -> int:
     The neighbour has saved its state before at least the last but one of the steps where all do.
     """
     return 2 * every + 1
+
+
+def reach(tier: Tier, every: int) -> int:
+    """Steps behind its newest checkpoint that a tier may have to go back to.
+
+    The cloud goes back to its last but one, when a session has not got what the cloud made before its newest.
+    Another session can be one step ahead of that newest one: with a checkpoint before each step, this is one
+    checkpoint more.
+    """
+    return every if tier is Tier.CLOUD else max(every, 2)
 
 
 class Backup:
@@ -105,8 +115,8 @@ class Backup:
             self.trim(tier, self.floor(tier))
 
     def floor(self, tier: Tier) -> int:
-        """The last but one checkpoint of a neighbour: it never asks for what is before."""
-        return max(0, self._saved.get(tier, 0) - self._every)
+        """The oldest checkpoint that a neighbour goes back to: it never asks for what is before."""
+        return max(0, self._saved.get(tier, 0) - reach(tier, self._every))
 
     def newest(self, tier: Tier) -> int:
         """The newest checkpoint that a neighbour has told of."""

@@ -20,7 +20,7 @@ from iotsplit.messages import (
 )
 from iotsplit.plan import Labels, Tier
 from iotsplit.role import Output
-from iotsplit.session import Awaited, Backup, Turns, wanted_by
+from iotsplit.session import Awaited, Backup, Turns, reach, wanted_by
 from iotsplit.settings import TrainingSettings
 from iotsplit.states import Assignment, Metrics
 from iotsplit_device.batches import MicroBatch
@@ -236,7 +236,8 @@ class Training:
             body=self._work.checkpoint(),
         )
         if self._step > self.backup.checkpoint:
-            self._saved = [*self._saved[-1:], checkpoint]
+            oldest = self._step - reach(Tier.DEVICE, self._settings.checkpoint_every)
+            self._saved = [*(each for each in self._saved if each.step >= oldest), checkpoint]
         # It is on the disk before anything that is said later leaves.
         self.backup.checkpoint = max(self._step, self.backup.checkpoint)
         return [checkpoint]

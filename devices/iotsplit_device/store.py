@@ -1,4 +1,4 @@
-"""The device's disk: its last two checkpoints, each a body of safetensors and a manifest with its digest."""
+"""The device's disk: its last three checkpoints, each a body of safetensors and a manifest with its digest."""
 
 from pathlib import Path
 
@@ -12,7 +12,8 @@ from iotsplit.states import Event, Metrics
 from iotsplit_device.records import Checkpoint, Unusable
 
 FORMAT = 1
-KEPT = 2
+KEPT = 3
+"""Two that count; three with a checkpoint before each step."""
 
 log = structlog.get_logger()
 

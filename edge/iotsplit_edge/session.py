@@ -20,7 +20,7 @@ from iotsplit.messages import (
 from iotsplit.plan import Labels, Tier
 from iotsplit.retained import clear_checkpoint, cut_checkpoint
 from iotsplit.role import Output, Refused
-from iotsplit.session import Awaited, Backup, Turns, steps_kept, wanted_by
+from iotsplit.session import Awaited, Backup, Turns, reach, steps_kept, wanted_by
 from iotsplit.settings import TrainingSettings
 from iotsplit.states import Assignment, CheckpointHead, Metrics
 from iotsplit_edge.relay import answer, pass_on
@@ -286,7 +286,7 @@ class Training:
         self._owned[f"{head.path}/head"] = said
         self.backup.checkpoint = step
         self._on_broker.append(head)
-        return [*said, *self._clear_before(step - self._settings.checkpoint_every)]
+        return [*said, *self._clear_before(step - reach(Tier.EDGE, self._settings.checkpoint_every))]
 
     def _clear_before(self, step: int) -> list[Output]:
         old = [head for head in self._on_broker if head.step < step]

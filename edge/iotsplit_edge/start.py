@@ -1,7 +1,9 @@
 """What an edge looks for before it can begin a session: an adapter version, or a checkpoint of another edge."""
 
 from iotsplit.errors import MalformedMessageError
+from iotsplit.plan import Tier
 from iotsplit.retained import MAX_SECTION_BYTES, Pieces
+from iotsplit.session import reach
 from iotsplit.states import Assignment, CheckpointChunk, CheckpointHead
 
 MAX_HEADS = 64
@@ -95,9 +97,9 @@ class Start:
 
     @property
     def _is_near_start(self) -> bool:
-        """Whether the adapter version is one of the last two states that a lost edge had saved."""
+        """Whether the adapter version is one of the last states that a lost edge had saved."""
         newest = max([self.assignment.checkpoint or 0, *(head.step for head in self.heads.values())])
-        return newest <= self._every
+        return newest <= reach(Tier.EDGE, self._every)
 
     def is_stuck(self, now: float) -> bool:
         """Whether nothing more is to be hoped for; true once in each time of patience.

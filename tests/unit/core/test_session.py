@@ -4,6 +4,7 @@ import itertools
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -137,13 +138,25 @@ def test_frames_for_one_neighbour_are_told_apart_from_those_for_the_other() -> N
 
 @given(st.integers(1, 6), st.integers(1, 40), st.randoms())
 def test_no_more_steps_are_kept_than_the_bound(every: int, steps: int, chance: Any) -> None:
-    # The neighbour saves before each multiple of `every`, and says so with its next frame.
+    # Neighbours save before each multiple of `every`, and say so with their next frame: the device with the
+    # activation that a gradient answers, the cloud with the gradient that answers an activation.
     backup = Backup(ASSIGNMENT, Tier.EDGE, every=every)
     for step in range(steps):
+        saved = step // every * every
+        backup.hear(from_device(checkpoint=saved))
         for micro_batch in range(chance.randint(1, 3)):
-            backup.keep(Gradient(gradient=TENSOR), Tier.DEVICE, (step, micro_batch))
-            assert len(set(steps_of(backup.since(Tier.DEVICE, 0)))) <= steps_kept(every)
-        backup.hear(from_device(checkpoint=step // every * every))
+            for tier in (Tier.CLOUD, Tier.DEVICE):
+                backup.keep(Gradient(gradient=TENSOR), tier, (step, micro_batch))
+                assert len(set(steps_of(backup.since(tier, 0)))) <= steps_kept(every)
+        backup.hear(frame(Want(wanted="x"), tier=Tier.CLOUD, checkpoint=saved))
+
+
+@pytest.mark.parametrize(("every", "device", "cloud"), [(1, 8, 9), (2, 8, 8), (5, 5, 5)])
+def test_who_saves_before_each_step_goes_back_one_more(every: int, device: int, cloud: int) -> None:
+    backup = Backup(ASSIGNMENT, Tier.EDGE, every=every)
+    for tier in (Tier.DEVICE, Tier.CLOUD):
+        backup.learn(tier, 10)
+    assert (backup.floor(Tier.DEVICE), backup.floor(Tier.CLOUD)) == (device, cloud)
 
 
 # --- who has come back

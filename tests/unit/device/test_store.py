@@ -37,18 +37,20 @@ def test_nothing_was_saved_before_the_first_start(tmp_path: Path) -> None:
     assert store(tmp_path).load() == []
 
 
-def test_the_last_two_checkpoints_are_found_after_a_restart(tmp_path: Path) -> None:
-    fill(tmp_path, 5, 10, 15)
-    assert by_step(store(tmp_path).load()) == {10: checkpoint(10), 15: checkpoint(15)}
+def test_the_last_three_checkpoints_are_found_after_a_restart(tmp_path: Path) -> None:
+    fill(tmp_path, 5, 10, 15, 20)
+    assert by_step(store(tmp_path).load()) == {step: checkpoint(step) for step in (10, 15, 20)}
 
 
 def test_files_of_what_is_forgotten_are_removed(tmp_path: Path) -> None:
-    fill(tmp_path, 5, 10, 15, 20)
+    fill(tmp_path, 5, 10, 15, 20, 25)
     assert sorted(file.name for file in (tmp_path / "checkpoints").iterdir()) == [
         "15.json",
         "15.safetensors",
         "20.json",
         "20.safetensors",
+        "25.json",
+        "25.safetensors",
     ]
 
 
