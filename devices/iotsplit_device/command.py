@@ -14,6 +14,7 @@ from iotsplit.errors import UsageError
 from iotsplit.options import AgentOptions, parse
 from iotsplit.plan import Tier, cut_model
 from iotsplit.runtime import serve
+from iotsplit.runtime.processes import trim_memory
 from iotsplit.runtime.runner import new_birth
 from iotsplit.settings import TrainingSettings
 from iotsplit.tensors import adapters
@@ -65,7 +66,7 @@ def main(words: Sequence[str]) -> int:
         part="all" if info.part is None else str(info.part),
         threads=options.threads,
     )
-    corpus = Corpus(records=records, tokenizer=load_tokenizer(directory), eval_limit=options.eval_limit)
+    corpus = Corpus(records=records, tokenizers=Tokenizers(directory), eval_limit=options.eval_limit)
     loader = make_loader(directory, info, corpus, device=agent)
     options = dataclasses.replace(options, id=agent)
     store = DeviceStore(serve.state_directory(options) / "checkpoints", model=info.fingerprint)
@@ -93,13 +94,35 @@ class Corpus:
 
     Args:
         records: its data.
-        tokenizer: of the model.
+        tokenizers: of the model.
         eval_limit: most held-out sequences.
     """
 
     records: Sequence[Record]
-    tokenizer: PreTrainedTokenizerBase
+    tokenizers: "Tokenizers"
     eval_limit: int
+
+
+class Tokenizers:
+    """The model's tokenizer whenever it is needed, which is once for all sessions of the same settings.
+
+    It takes about as much memory as a device's layers, so nobody keeps it.
+
+    Args:
+        directory: of the model.
+
+    Raises:
+        UsageError: it is missing or damaged.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._first: PreTrainedTokenizerBase | None = load_tokenizer(directory)  # what is wrong shows at once
+
+    def take(self) -> PreTrainedTokenizerBase:
+        """A tokenizer, to be used and let go."""
+        first, self._first = self._first, None
+        return load_tokenizer(self._directory) if first is None else first
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
@@ -129,16 +152,18 @@ def make_loader(
     def load(settings: TrainingSettings) -> DeviceWork:
         if settings not in made:
             made.clear()
+            batches = _batches(settings)
+            trim_memory()  # what the tokenizer has left
             plan = cut_model(info.layers, settings.cut, settings.labels)[Tier.DEVICE]
             part = load_part(directory, plan)
             adapters.inject(part, settings)
-            made[settings] = DeviceWork(part, _batches(settings), settings)
+            made[settings] = DeviceWork(part, batches, settings)
         return made[settings]
 
     def _batches(settings: TrainingSettings) -> Batches:
         train, held_out = tokenize(
             corpus.records,
-            corpus.tokenizer,
+            corpus.tokenizers.take(),
             sequence_length=settings.sequence_length,
             batch_size=settings.batch_size,
             seed=settings.seed,

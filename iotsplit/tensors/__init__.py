@@ -1,1 +1,5 @@
-"""Code that touches tensors: the only core package that may import torch, transformers and peft."""
+"""The tensor side of all tiers: the only part of the core that imports torch, transformers and peft."""
+
+from iotsplit.tensors.lean import spare_memory
+
+spare_memory()  # before any of its modules imports transformers

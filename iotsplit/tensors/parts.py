@@ -15,6 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from iotsplit.errors import MismatchError, UsageError
 from iotsplit.plan import Labels, PartPlan, Tier, cut_model
 from iotsplit.tensors import loss, skeleton
+from iotsplit.tensors.embedding import RowsOfFile, can_stay
 from iotsplit.tensors.models import PART_FILE, ModelInfo, describe
 from iotsplit.tensors.skeleton import Skeleton
 from iotsplit.tensors.weights import Weights
@@ -149,8 +150,12 @@ def load_part(directory: Path, plan: PartPlan) -> Part:
     whole = skeleton.build(directory)
     weights = Weights(directory)
     names = _file_names(whole, plan, weights)
+    stays = _embedding_that_stays(whole, plan, names, weights)
     for key, tensor in weights.load(names):
-        _assign(whole.causal, key, tensor.to(torch.float32))
+        _assign(whole.causal, key, tensor if key == stays else tensor.to(torch.float32))
+    if stays:
+        rows = RowsOfFile(whole.causal.get_parameter(stays), weights.entries[names[stays]])
+        skeleton.replace(whole.causal, whole.embedding, rows)
     if plan.head and plan.embedding and whole.config.tie_word_embeddings:
         table = whole.causal.get_submodule(whole.embedding).weight
         whole.causal.get_submodule(whole.head).register_parameter("weight", cast(nn.Parameter, table))
@@ -248,6 +253,15 @@ def _file_names(whole: Skeleton, plan: PartPlan, weights: Weights) -> dict[str, 
                 fix="fetch the whole model again; mixtures of experts cannot be split",
             )
     return names
+
+
+def _embedding_that_stays(whole: Skeleton, plan: PartPlan, names: dict[str, str], weights: Weights) -> str:
+    """Name of an embedding table that is read row by row from its file; empty if it has to be in memory."""
+    table = f"{whole.embedding}.weight"
+    if plan.head or table not in names:  # a head that shares it multiplies with all of it
+        return ""
+    module = whole.causal.get_submodule(whole.embedding)
+    return table if can_stay(module, weights.entries[names[table]]) else ""
 
 
 def _assign(root: nn.Module, name: str, tensor: torch.Tensor) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
+from transformers.initialization import no_init_weights
 
 from iotsplit.errors import UsageError
 from iotsplit.plan import PartPlan
@@ -83,7 +84,7 @@ def build(directory: Path) -> Skeleton:
         UsageError: an architecture that cannot be cut.
     """
     config = read_config(directory)
-    with _parameters_on_meta():
+    with _parameters_on_meta(), no_init_weights():  # there is nothing to draw numbers for
         auto: Any = AutoModelForCausalLM  # its from_config is untyped
         causal = auto.from_config(config, dtype=torch.float32)
     causal.requires_grad_(requires_grad=False)

@@ -66,7 +66,7 @@ class RealFleet(Fleet):
         """What makes a device's part and data ready."""
         records = read(self._data / f"{name}.jsonl")
         corpus = device.Corpus(
-            records=records, tokenizer=device.load_tokenizer(self._model), eval_limit=EVAL_LIMIT
+            records=records, tokenizers=device.Tokenizers(self._model), eval_limit=EVAL_LIMIT
         )
         return device.make_loader(self._model, self._info, corpus, device=name)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from iotsplit.tensors.boundary import Boundary
+from iotsplit.tensors.boundary import Boundary, run_backward
 
 
 def test_a_chain_of_boundaries_gives_the_gradients_of_the_whole() -> None:
@@ -69,3 +69,20 @@ def test_inputs_that_nothing_depends_on_have_a_gradient_of_zeros() -> None:
     gradient = boundary.close(("k",), torch.ones(2))
     assert gradient is not None
     assert not gradient.any()
+
+
+def test_a_backward_pass_gives_what_torch_gives_to_the_bit() -> None:
+    generator = torch.Generator().manual_seed(1)
+    start, gradient = (torch.randn(3, 5, generator=generator) for _ in range(2))
+    ours, theirs = start.clone().requires_grad_(), start.clone().requires_grad_()
+    run_backward(ours.exp() * ours, gradient)
+    torch.autograd.backward(theirs.exp() * theirs, gradient)
+    assert ours.grad is not None
+    assert theirs.grad is not None
+    assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_a_gradient_of_another_shape_is_refused() -> None:
+    outputs = torch.ones(2, 3, requires_grad=True) * 2
+    with pytest.raises(ValueError, match=r"\(3,\) by \(2, 3\)"):
+        run_backward(outputs, torch.ones(3))
