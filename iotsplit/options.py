@@ -79,6 +79,7 @@ class AgentOptions(BrokerOptions, CommonOptions):
         model: Packaged name, directory, .gguf file or hub id of the model, or a part made by iotsplit split.
         chunk_bytes: Largest MQTT message to send; below the broker's limit.
         threads: CPU threads for tensors; part of what makes two runs equal to the bit.
+        gradient_checkpointing: Compute layers again for the backward pass: same bits, less memory, slower.
         state_dir: Directory for what this agent must not forget.
         log_level: debug, info, warning or error.
     """
@@ -87,6 +88,7 @@ class AgentOptions(BrokerOptions, CommonOptions):
     model: str = "smollm2"
     chunk_bytes: int = 61440
     threads: int = 1
+    gradient_checkpointing: bool = False
     state_dir: Path | None = None
     log_level: str = "info"
 

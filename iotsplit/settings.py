@@ -43,6 +43,14 @@ class Optimizer(StrEnum):
     SGD = "sgd"
 
 
+class BaseDtype(StrEnum):
+    """What every tier keeps its frozen matrices in; it multiplies in float32."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    INT8 = "int8"
+
+
 MOST_TRIMMED = 0.5
 """Below it something is left between both ends."""
 
@@ -66,6 +74,7 @@ class TrainingSettings:
         clip_updates: Shorten updates that are longer than the median of the round, whatever the aggregation.
         norm_bound: Largest root mean square of hidden states and largest norm of a gradient; a session that
             exceeds it leaves the round.
+        base_dtype: What frozen matrices are kept in, fp32, bf16 or int8; computed is in fp32 with any of them.
         rank: Rank of the LoRA adapter.
         alpha: Scale of the LoRA adapter (the update is multiplied by alpha / rank).
         target_modules: Names of the linear layers to adapt, or `all-linear`.
@@ -88,6 +97,7 @@ class TrainingSettings:
     trim: float = 0.2
     clip_updates: bool = False
     norm_bound: float = 1e5
+    base_dtype: BaseDtype = BaseDtype.FP32
     rank: int = 8
     alpha: float = 16.0
     target_modules: tuple[str, ...] = ("q_proj", "v_proj")

@@ -19,6 +19,7 @@ from iotsplit.states import Birth
 from iotsplit.tensors import adapters
 from iotsplit.tensors.models import ModelInfo, describe, resolve
 from iotsplit.tensors.parts import load_part, sizes
+from iotsplit.tensors.recompute import recompute
 from iotsplit.topics import check_agent_id
 from iotsplit_cloud.chronicle import Chronicle
 from iotsplit_cloud.conductor import Parts
@@ -97,6 +98,8 @@ def make_role(
     plans = cut_model(info.layers, settings.cut, settings.labels)
     part = load_part(directory, plans[Tier.CLOUD])
     adapters.inject(part, settings)
+    if options.gradient_checkpointing:
+        recompute(part.layers)
     tail = Tail(part, settings)
     held = saved.versions if saved else [first_version(directory, settings, plans)]
     library = Library(

@@ -20,6 +20,7 @@ from iotsplit.settings import TrainingSettings
 from iotsplit.tensors import adapters
 from iotsplit.tensors.models import ModelInfo, describe, resolve
 from iotsplit.tensors.parts import load_part
+from iotsplit.tensors.recompute import recompute
 from iotsplit.topics import check_agent_id
 from iotsplit_device.batches import Batches
 from iotsplit_device.role import DeviceRole
@@ -67,7 +68,9 @@ def main(words: Sequence[str]) -> int:
         threads=options.threads,
     )
     corpus = Corpus(records=records, tokenizers=Tokenizers(directory), eval_limit=options.eval_limit)
-    loader = make_loader(directory, info, corpus, device=agent)
+    loader = make_loader(
+        directory, info, corpus, device=agent, gradient_checkpointing=options.gradient_checkpointing
+    )
     options = dataclasses.replace(options, id=agent)
     store = DeviceStore(serve.state_directory(options) / "checkpoints", model=info.fingerprint)
     role = DeviceRole(birth=birth, load=loader, saved=store.load())
@@ -144,7 +147,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 
 
 def make_loader(
-    directory: Path, info: ModelInfo, corpus: Corpus, *, device: str
+    directory: Path, info: ModelInfo, corpus: Corpus, *, device: str, gradient_checkpointing: bool = False
 ) -> Callable[[TrainingSettings], DeviceWork]:
     """What makes a device's part and data ready; it keeps what it made for the settings last seen."""
     made: dict[TrainingSettings, DeviceWork] = {}
@@ -157,6 +160,8 @@ def make_loader(
             plan = cut_model(info.layers, settings.cut, settings.labels)[Tier.DEVICE]
             part = load_part(directory, plan)
             adapters.inject(part, settings)
+            if gradient_checkpointing:
+                recompute(part.layers)
             made[settings] = DeviceWork(part, batches, settings)
         return made[settings]
 

@@ -15,6 +15,7 @@ from iotsplit.settings import TrainingSettings, at_least
 from iotsplit.tensors import adapters
 from iotsplit.tensors.models import ModelInfo, describe, resolve
 from iotsplit.tensors.parts import Part, load_part
+from iotsplit.tensors.recompute import recompute
 from iotsplit.topics import check_agent_id
 from iotsplit_edge.role import EdgeRole
 from iotsplit_edge.work import EdgeWork
@@ -64,22 +65,25 @@ def main(words: Sequence[str]) -> int:
         threads=options.threads,
     )
     birth = msgspec.structs.replace(birth, max_sessions=options.max_sessions, standby=options.standby)
-    return serve.serve(
-        EdgeRole(birth=birth, load=make_loader(directory, info), chunk_bytes=options.chunk_bytes), options
-    )
+    loader = make_loader(directory, info, gradient_checkpointing=options.gradient_checkpointing)
+    return serve.serve(EdgeRole(birth=birth, load=loader, chunk_bytes=options.chunk_bytes), options)
 
 
-def make_loader(directory: Path, info: ModelInfo) -> Callable[[TrainingSettings, bytes], EdgeWork]:
+def make_loader(
+    directory: Path, info: ModelInfo, *, gradient_checkpointing: bool = False
+) -> Callable[[TrainingSettings, bytes], EdgeWork]:
     """What makes a session's work ready; all sessions share the frozen part of the settings last seen."""
     made: dict[tuple[PartPlan, object], Part] = {}
 
     def load(settings: TrainingSettings, adapter: bytes) -> EdgeWork:
         plan = cut_model(info.layers, settings.cut, settings.labels)[Tier.EDGE]
-        key = (plan, (settings.rank, settings.alpha, settings.target_modules))
+        key = (plan, (settings.rank, settings.alpha, settings.target_modules, settings.base_dtype))
         if key not in made:
             made.clear()
             made[key] = load_part(directory, plan)
             adapters.inject(made[key], settings)
+            if gradient_checkpointing:
+                recompute(made[key].layers)
         return EdgeWork(made[key], settings, adapter)
 
     return load

@@ -93,6 +93,7 @@ class EdgeWork:
             PeerError: the gradient cannot be used; it is as if it had not come.
         """
         gradient = self._exchange.unpack_gradient(content.gradient, self._shapes[key])
+        adapters.attach(self._part, self._trained.parameters)  # layers that are computed again need them
         below = self._boundary.close(key, gradient)
         assert below is not None  # noqa: S101 - an edge's inputs always carry a gradient
         return Gradient(gradient=self._exchange.pack_gradient(below))

@@ -70,6 +70,7 @@ class RunOptions(BrokerOptions, CommonOptions):
         output: Directory for adapter, report, metrics, logs; a run in the same one goes on.
         fresh: Start over in that directory.
         threads: CPU threads of each agent.
+        gradient_checkpointing: Compute layers again for the backward pass: same bits, less memory, slower.
         chunk_bytes: Largest MQTT message to send; below the broker's limit.
     """
 
@@ -87,6 +88,7 @@ class RunOptions(BrokerOptions, CommonOptions):
     output: Path = Path("out")
     fresh: bool = False
     threads: int = 1
+    gradient_checkpointing: bool = False
     chunk_bytes: int = AgentOptions.chunk_bytes
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
@@ -280,7 +282,8 @@ def _agent_words(agent: str, options: RunOptions, prepared: Prepared, address: s
         "--state-dir": options.output / "state" / agent,
     }
     given = [f"{flag}={value}" for flag, value in values.items() if value is not None]
-    return [*given, "--verbose"] if options.verbose else given
+    switches = {"--gradient-checkpointing": options.gradient_checkpointing, "--verbose": options.verbose}
+    return [*given, *(flag for flag, on in switches.items() if on)]
 
 
 def _watch(launcher: Launcher, progress: Progress, prepared: Prepared, console: Console) -> None:

@@ -23,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from iotsplit.errors import NotFiniteError, TensorRefusedError, UsageError
 from iotsplit.plan import PartPlan
 from iotsplit.settings import Optimizer, TrainingSettings
-from iotsplit.tensors import skeleton
+from iotsplit.tensors import frozen, skeleton
 from iotsplit.tensors.bounds import BETAS
 from iotsplit.tensors.parts import Part
 from iotsplit.tensors.skeleton import Skeleton
@@ -36,7 +36,9 @@ _MATRICES = ("lora_A", "lora_B")
 
 
 def inject(part: Part, settings: TrainingSettings) -> None:
-    """Put LoRA matrices on a part's layers; their values are undefined until `attach`.
+    """Put LoRA matrices on a part's layers, and keep what is frozen of them in the fleet's base type.
+
+    Values of the LoRA matrices are undefined until `attach`.
 
     Raises:
         UsageError: the target modules match nothing, or something outside of the layers.
@@ -51,6 +53,7 @@ def inject(part: Part, settings: TrainingSettings) -> None:
     inject_adapter_in_model(config, part.layers)
     for name, parameter in part.named_parameters():
         parameter.requires_grad_(any(f".{matrix}." in name for matrix in _MATRICES))
+    frozen.shrink(part.layers, settings.base_dtype)  # PEFT would give its matrices the type of the frozen one
 
 
 def parameters(part: Part) -> dict[str, nn.Parameter]:

@@ -71,7 +71,8 @@ def run_backward(outputs: torch.Tensor, gradient: torch.Tensor) -> None:
     """
     if outputs.shape != gradient.shape:
         raise ValueError(f"a gradient of shape {tuple(gradient.shape)} by {tuple(outputs.shape)}")
-    end: torch.Tensor = _Given.apply(outputs, gradient)  # type: ignore[no-untyped-call]  # torch's own
+    with torch.enable_grad():  # also in the midst of another backward pass
+        end: torch.Tensor = _Given.apply(outputs, gradient)  # type: ignore[no-untyped-call]  # torch's own
     torch.autograd.backward(end)
 
 

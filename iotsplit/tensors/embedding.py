@@ -32,8 +32,7 @@ class RowsOfFile(nn.Embedding):
         self._dtype = _DTYPES[entry.dtype]
         self._start = entry.start
         self._row_bytes = table.shape[1] * table.element_size()
-        self._file = os.open(entry.file, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._file)
+        self._file = _OpenFile(entry)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - nn.Embedding's name for it
         """Look up: ids (batch, time) to (batch, time, width)."""
@@ -46,4 +45,15 @@ class RowsOfFile(nn.Embedding):
     def _row(self, index: int) -> bytes:
         if not 0 <= index < self.num_embeddings:
             raise IndexError(f"token id {index} is not below {self.num_embeddings}")
-        return os.pread(self._file, self._row_bytes, self._start + index * self._row_bytes)
+        return os.pread(self._file.number, self._row_bytes, self._start + index * self._row_bytes)
+
+
+class _OpenFile:
+    """A file that is open as long as anybody has this, copies of a module included."""
+
+    def __init__(self, entry: TensorEntry) -> None:
+        self.number = os.open(entry.file, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.number)
+
+    def __deepcopy__(self, memo: object) -> "_OpenFile":
+        return self

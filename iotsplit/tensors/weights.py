@@ -67,14 +67,13 @@ class Weights:
         return name in self.entries
 
     def load(self, names: dict[str, str]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield ``(key, tensor)`` for each ``key: name in the files``, memory-mapped, as stored."""
-        by_file: dict[Path, list[tuple[str, str]]] = {}
+        """Yield ``(key, tensor)`` for each ``key: name in the files``, memory-mapped, as stored.
+
+        Each has a mapping of its own, so that its pages go with it when it is dropped for one in another type.
+        """
         for key, name in names.items():
-            by_file.setdefault(self.entries[name].file, []).append((key, name))
-        for file, wanted in by_file.items():
-            with safe_open(file, framework="pt") as tensors:
-                for key, name in wanted:
-                    yield key, tensors.get_tensor(name)
+            with safe_open(self.entries[name].file, framework="pt") as tensors:
+                yield key, tensors.get_tensor(name)
 
 
 def _files(directory: Path) -> list[Path]:

@@ -7,8 +7,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from iotsplit.settings import TrainingSettings
+from iotsplit.settings import BaseDtype, TrainingSettings
 from iotsplit.tensors import adapters
+from iotsplit.tensors.frozen import FrozenLinear
 from iotsplit_device.batches import Batches, MicroBatch
 
 
@@ -18,6 +19,7 @@ class Monolith:
     def __init__(self, model: Path, settings: TrainingSettings) -> None:
         config = adapters.peft_config(model, settings, base=str(model)) | {"inference_mode": False}
         base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        _round_frozen(base, settings.base_dtype)
         self.model = get_peft_model(base, LoraConfig(**config))
         self.model.eval()
         names = {n.replace(".default", ""): p for n, p in self.model.named_parameters() if p.requires_grad}
@@ -50,3 +52,10 @@ class Monolith:
             for step in range(s.local_steps):
                 self.step([m for each in data for m in each.step(round_, step, local_steps=s.local_steps)])
         return {name: value.detach() for name, value in self.parameters.items()}
+
+
+def _round_frozen(base: torch.nn.Module, dtype: BaseDtype) -> None:
+    """Give the layers the weights that the base type leaves of theirs, in float32."""
+    for name, module in base.named_modules():
+        if dtype is not BaseDtype.FP32 and isinstance(module, torch.nn.Linear) and ".layers." in name:
+            module.weight.data = FrozenLinear(module, dtype).matrix()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from iotsplit.plan import Labels
-from iotsplit.settings import Optimizer, Stragglers, TrainingSettings
+from iotsplit.settings import BaseDtype, Optimizer, Stragglers, TrainingSettings
 from tests.flows.crashes import CrashFleet
 from tests.flows.fault_schedule import Schedule, storm
 from tests.flows.weather import WeatherFleet, settings
@@ -33,6 +33,7 @@ def wanted(seed: int) -> TrainingSettings:
         "checkpoint_every": (1, 2, 3)[seed % 3],
         "labels": (Labels.CLOUD, Labels.CLOUD, Labels.CLOUD, Labels.DEVICE)[seed % 4],
         "optimizer": (Optimizer.ADAMW, Optimizer.SGD)[seed % 2],
+        "base_dtype": list(BaseDtype)[seed // 4 % 3],
     }
     return settings(**changes)
 

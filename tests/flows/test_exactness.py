@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from iotsplit.plan import Labels
-from iotsplit.settings import Codec, Optimizer, TrainingSettings
+from iotsplit.settings import BaseDtype, Codec, Optimizer, TrainingSettings
 from tests.flows.monolith import Monolith
 from tests.support import Fleet, sequences
 
@@ -53,6 +53,21 @@ def test_one_device_trains_as_peft_does(
     alone = Monolith(model, s).train([fleet.batches("a", data)])
     assert difference(fleet.adapter(), alone) <= 1e-5
     assert moved(fleet) > 1e-3
+
+
+@pytest.mark.parametrize("labels", Labels)
+@pytest.mark.parametrize("base_dtype", [BaseDtype.BF16, BaseDtype.INT8])
+def test_one_device_trains_as_peft_does_on_a_base_of_fewer_bits(
+    model: Path, labels: Labels, base_dtype: BaseDtype
+) -> None:
+    s = settings(labels=labels, micro_batches=3, base_dtype=base_dtype)
+    data = sequences("a", 9)
+    fleet, unrounded = Fleet(model, s, {"a": data}), Fleet(model, settings(micro_batches=3), {"a": data})
+    fleet.run()
+    unrounded.run()
+    alone = Monolith(model, s).train([fleet.batches("a", data)])
+    assert difference(fleet.adapter(), alone) <= 1e-5
+    assert difference(fleet.adapter(), unrounded.adapter()) > 1e-4
 
 
 @pytest.mark.parametrize("labels", Labels)

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from iotsplit.errors import UsageError
+from iotsplit.errors import MalformedMessageError, UsageError
 from iotsplit.plan import Labels
-from iotsplit.settings import Aggregation, Codec, FleetSettings, Optimizer, TrainingSettings
+from iotsplit.settings import Aggregation, BaseDtype, Codec, FleetSettings, Optimizer, TrainingSettings
 from iotsplit.states import decode_state, encode_state
 
 
@@ -84,3 +84,17 @@ def test_settings_travel_unchanged() -> None:
         target_modules=("all-linear",),
     )
     assert decode_state(encode_state(settings), TrainingSettings) == settings
+
+
+@pytest.mark.parametrize("name", ["fp16", "BF16", ""])
+def test_a_base_type_that_nobody_knows_is_refused_from_the_bus(name: str) -> None:
+    told = encode_state(TrainingSettings(base_dtype=BaseDtype.BF16))
+    assert decode_state(told, TrainingSettings).base_dtype is BaseDtype.BF16
+    with pytest.raises(MalformedMessageError, match="base_dtype"):
+        decode_state(told.replace(b'"bf16"', f'"{name}"'.encode()), TrainingSettings)
+
+
+def test_settings_from_before_there_were_base_types_are_of_fp32() -> None:
+    told = encode_state(TrainingSettings()).replace(b'"base_dtype":"fp32",', b"")
+    assert b"base_dtype" not in told
+    assert decode_state(told, TrainingSettings) == TrainingSettings()

@@ -1,5 +1,7 @@
 """Embedding tables that are read row by row from the file of the model."""
 
+import copy
+import gc
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,16 @@ def test_the_file_may_be_replaced_while_it_is_in_use(llama: TinyModel, tmp_path:
     save_file({TABLE: torch.zeros(VOCABULARY, WIDTH)}, other)
     other.replace(tmp_path / "model.safetensors")
     assert torch.equal(embedding(torch.tensor([[3]])), table[torch.tensor([[3]])])
+
+
+def test_a_copy_reads_on_when_the_first_is_gone(llama: TinyModel) -> None:
+    embedding = embedding_of(llama.directory)
+    ids = torch.tensor([[3, 4]])
+    rows = embedding(ids)
+    copied = copy.deepcopy(embedding)
+    del embedding
+    gc.collect()
+    assert torch.equal(copied(ids), rows)
 
 
 def test_a_part_with_the_head_that_shares_the_table_has_it_in_memory(llama: TinyModel) -> None:
