@@ -26,7 +26,7 @@ if os.getppid() == int(sys.argv[1]):
 
 
 # malloc.h of glibc: M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD.
-_MALLOC_OPTIONS = ((-8, 1), (-3, 1 << 18), (-1, 1 << 20))
+_MALLOC_OPTIONS = ((-8, 1), (-3, 1 << 16), (-1, 1 << 20))
 
 
 def return_freed_memory() -> None:

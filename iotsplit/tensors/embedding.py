@@ -6,14 +6,12 @@ import weakref
 import torch
 from torch import nn
 
-from iotsplit.tensors.weights import TensorEntry
-
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+from iotsplit.tensors.weights import DTYPES, TensorEntry
 
 
 def can_stay(module: nn.Module, entry: TensorEntry) -> bool:
-    """Whether a module does nothing but look rows up, of a type that is read as it is stored."""
-    return type(module) is nn.Embedding and entry.dtype in _DTYPES
+    """Whether a module does nothing but look rows up, and its table is of floats."""
+    return type(module) is nn.Embedding and DTYPES[entry.dtype].is_floating_point
 
 
 class RowsOfFile(nn.Embedding):
@@ -29,7 +27,7 @@ class RowsOfFile(nn.Embedding):
 
     def __init__(self, table: torch.Tensor, entry: TensorEntry) -> None:
         super().__init__(table.shape[0], table.shape[1], _weight=table, _freeze=True)
-        self._dtype = _DTYPES[entry.dtype]
+        self._dtype = table.dtype
         self._start = entry.start
         self._row_bytes = table.shape[1] * table.element_size()
         self._file = _OpenFile(entry)

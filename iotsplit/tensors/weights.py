@@ -1,6 +1,7 @@
 """Reads the safetensors files of a model directory, one tensor at a time, without copying them."""
 
 import json
+import mmap
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,13 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from iotsplit.errors import UsageError
 
 _LENGTH = struct.Struct("<Q")
 _HEADER_LIMIT_BYTES = 100 << 20  # the format's own limit
 _EDGE_BYTES = 64
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""What the types are called in a file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +49,29 @@ class TensorEntry:
         for size in self.shape:
             count *= size
         return count
+
+    def mapped(self) -> torch.Tensor:
+        """The tensor, memory-mapped by itself: when it is dropped, its pages go.
+
+        Raises:
+            UsageError: it is of a type that nothing here computes with.
+        """
+        if self.dtype not in DTYPES:
+            raise UsageError(
+                f"{self.file} has tensors of type {self.dtype}", fix="use a model of float32 or bf16"
+            )
+        if not self.elements:
+            return torch.empty(self.shape, dtype=DTYPES[self.dtype])
+        before = self.start % mmap.ALLOCATIONGRANULARITY
+        with self.file.open("rb") as stream:
+            pages = mmap.mmap(
+                stream.fileno(),
+                self.end - self.start + before,
+                access=mmap.ACCESS_COPY,
+                offset=self.start - before,
+            )
+        flat = torch.frombuffer(pages, dtype=DTYPES[self.dtype], offset=before, count=self.elements)
+        return flat.view(self.shape)
 
     def edges(self) -> bytes:
         """The first and the last 64 bytes of the data, which tell two trainings apart."""
@@ -69,11 +107,11 @@ class Weights:
     def load(self, names: dict[str, str]) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield ``(key, tensor)`` for each ``key: name in the files``, memory-mapped, as stored.
 
-        Each has a mapping of its own, so that its pages go with it when it is dropped for one in another type.
+        Raises:
+            UsageError: a tensor is of a type that nothing here computes with.
         """
         for key, name in names.items():
-            with safe_open(self.entries[name].file, framework="pt") as tensors:
-                yield key, tensors.get_tensor(name)
+            yield key, self.entries[name].mapped()
 
 
 def _files(directory: Path) -> list[Path]:

@@ -1,0 +1,47 @@
+"""Tensors of safetensors files, each mapped by itself."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from iotsplit.errors import UsageError
+from iotsplit.tensors.weights import DTYPES, Weights
+
+
+def written(directory: Path, tensors: dict[str, torch.Tensor]) -> Weights:
+    save_file(tensors, directory / "model.safetensors")
+    return Weights(directory)
+
+
+def loaded(weights: Weights) -> dict[str, torch.Tensor]:
+    return dict(weights.load({name: name for name in weights.entries}))
+
+
+def test_every_type_is_read_as_it_was_written(tmp_path: Path) -> None:
+    tensors = {name: torch.arange(6).view(2, 3).to(dtype) for name, dtype in DTYPES.items()}
+    found = loaded(written(tmp_path, tensors))
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name].to(torch.float64), tensor.to(torch.float64))
+
+
+def test_tensors_are_found_wherever_they_begin(tmp_path: Path) -> None:
+    sizes = (1, 4095, 4096, 0, 70_001, 3)
+    tensors = {f"t{n}": torch.full((size,), n, dtype=torch.int16) for n, size in enumerate(sizes)}
+    found = loaded(written(tmp_path, tensors))
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
+def test_writing_to_a_tensor_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    weights = written(tmp_path, {"t": torch.zeros(3)})
+    loaded(weights)["t"].fill_(1)
+    assert not loaded(weights)["t"].any()
+
+
+def test_a_type_that_nothing_computes_with_is_named(tmp_path: Path) -> None:
+    weights = written(tmp_path, {"t": torch.zeros(2, dtype=torch.complex64)})
+    with pytest.raises(UsageError, match="C64"):
+        loaded(weights)
