@@ -1,7 +1,7 @@
 """Runs an agent, or PEFT on a whole model, and writes down where its memory goes: see `benchmarks/memory.py`.
 
 Imports are measured module by module, tensors by the pages of theirs that are resident, activations by what the
-forward passes of the last step add until its first backward pass.
+forward passes of a step add until its first backward pass.
 """
 
 import functools
@@ -28,20 +28,18 @@ class Facts:
     Args:
         interpreter: resident before anything was imported.
         imports: by package.
-        loading: largest while it started, before the first forward pass.
-        idle: resident before the first forward pass of the last step.
-        anonymous: that much of it is the process's own.
+        loading: largest before the first step: models and data are read, and the first version is evaluated.
+        anonymous: the process's own memory before the last step.
         weights: resident of the layers' frozen matrices, norms and of the head.
         embedding: resident of the embedding, if it has one of its own.
         trained: LoRA parameters, their gradients and the optimizer's state, of one session.
-        activations: what the forward passes of a step add.
+        activations: what the forward passes of a step add to the process's own memory of before the first step.
         peak: largest of all.
     """
 
     interpreter: int = 0
     imports: dict[str, int] = field(default_factory=dict)
     loading: int = 0
-    idle: int = 0
     anonymous: int = 0
     weights: int = 0
     embedding: int = 0
@@ -155,19 +153,22 @@ class Probe:
         self.facts = Facts(interpreter=status("VmRSS"))
         self.imports = Imports()
         self._forwards = 0
+        self._at_first = 0
         sys.meta_path.insert(0, self.imports)
 
     def before_forward(self) -> None:
         """A forward pass begins; it is the first of a step if no other waits for its gradient."""
         if not self._forwards:
             self.facts.loading = self.facts.loading or status("VmHWM")
-            self.facts.idle, self.facts.anonymous = status("VmRSS"), status("RssAnon")
+            self.facts.anonymous = status("RssAnon")
+            self._at_first = self._at_first or self.facts.anonymous
         self._forwards += 1
 
     def before_backward(self) -> None:
         """A backward pass begins."""
         if self._forwards:
-            self.facts.activations = status("VmRSS") - self.facts.idle
+            added = status("RssAnon") - self._at_first
+            self.facts.activations = max(self.facts.activations, added)
             self._forwards = 0
 
     def finish(self, file: Path, weights: Sequence[Any], embedding: Any, trained: Iterator[Any]) -> None:

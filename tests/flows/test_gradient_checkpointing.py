@@ -4,12 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from iotsplit.plan import Labels, Tier
+from iotsplit.datasets.records import Text
+from iotsplit.plan import Labels, Tier, cut_model
 from iotsplit.settings import BaseDtype, TrainingSettings
+from iotsplit.states import Birth
 from iotsplit.tensors import adapters
+from iotsplit.tensors.models import describe
 from iotsplit.tensors.parts import Part
 from iotsplit.tensors.recompute import recompute
-from tests.support import Fleet, sequences
+from iotsplit_cloud import command as cloud
+from iotsplit_device import command as device
+from iotsplit_edge import command as edge
+from tests.support import Fleet, letters_model, sequences
 
 pytestmark = pytest.mark.slow
 
@@ -62,3 +68,31 @@ def test_the_adapter_is_the_same_to_the_bit(
     kept = trained(model, settings)
     checkpointing(tiers, monkeypatch)
     assert trained(model, settings) == kept
+
+
+def again(part: Part) -> bool:
+    """Whether all its layers are computed again."""
+    return all("forward" in vars(layer) for layer in part.layers)
+
+
+@pytest.mark.parametrize("switched_on", [False, True])
+def test_each_command_does_it_when_it_is_told_to(tmp_path: Path, switched_on: bool) -> None:
+    directory = letters_model(tmp_path / "model")
+    settings = TrainingSettings(cut=(2, 3), batch_size=1, micro_batches=1, sequence_length=8)
+    info = describe(directory)
+    corpus = device.Corpus(
+        records=[Text("abc def ghi jkl mno pqr stu")] * 3 + [Text("vwx yza bcd efg hij")],
+        tokenizers=device.Tokenizers(directory),
+        eval_limit=1,
+    )
+    load = device.make_loader(directory, info, corpus, device="a", gradient_checkpointing=switched_on)
+    assert again(load(settings).part) is switched_on
+    whole = adapters.initial(directory, settings)
+    section = adapters.to_bytes(adapters.select(whole, cut_model(5, (2, 3), Labels.CLOUD)[Tier.EDGE]))
+    work = edge.make_loader(directory, info, gradient_checkpointing=switched_on)(settings, section)
+    assert again(work._part) is switched_on
+    options = cloud.CloudOptions(training=settings, gradient_checkpointing=switched_on, output=tmp_path / "out")
+    birth = Birth(agent="cloud", role=Tier.CLOUD, online=True, incarnation=1, model=info.fingerprint)
+    peft = adapters.peft_config(directory, settings)
+    role = cloud.make_role(birth, directory, info, options=options, peft=peft, saved=None)
+    assert again(role._p.tail._part) is switched_on

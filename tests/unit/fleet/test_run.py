@@ -15,6 +15,7 @@ from iotsplit.fleet.launcher import Broker, Launcher
 from iotsplit.fleet.output import Output
 from iotsplit.fleet.progress import Progress
 from iotsplit.fleet.run import Prepared, RunOptions
+from iotsplit.options import AgentOptions, parse
 from iotsplit.plan import Labels
 from iotsplit.settings import TrainingSettings
 
@@ -219,6 +220,7 @@ def test_the_first_line_says_what_runs_and_what_leaves_a_device(labels: Labels) 
 
 def test_agents_get_only_what_was_given() -> None:
     words = module._agent_words("press", RunOptions(user="me"), PREPARED, "mqtt://h:1")
+    assert "--gradient-checkpointing" not in words
     assert {"--id=press", "--broker=mqtt://h:1", "--user=me", "--model=/models/tiny"} <= set(words)
     assert not any(word.startswith(("--ca-file", "--topic-prefix", "--password")) for word in words)
 
@@ -244,3 +246,8 @@ def test_a_broker_that_is_not_ours_is_not_in_the_report(output: Output) -> None:
 def test_a_cloud_that_leaves_no_report_has_failed(output: Output) -> None:
     with pytest.raises(RunFailedError, match="without a report"):
         module._finish(output, None, 0, wall_s=5.0)
+
+
+def test_gradient_checkpointing_of_a_run_is_that_of_each_agent() -> None:
+    words = module._agent_words("press", RunOptions(gradient_checkpointing=True), PREPARED, "mqtt://h:1")
+    assert parse(AgentOptions, words, name="agent", environment={}).gradient_checkpointing
