@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import lz4.frame
 import msgpack
+import msgspec
 
 from iotsplit.errors import ChunkMismatchError, MalformedMessageError, MessageTooLargeError
 
@@ -22,6 +23,8 @@ RAW, LZ4 = 0, 1
 MAX_RATIO = 255  # LZ4 cannot do better: a byte of its format stands for at most so many
 MAX_NAME = 64
 PIECE_BYTES = 512  # what holding a piece costs beside its bytes
+
+Body = bytes | memoryview
 
 
 class Head(NamedTuple):
@@ -46,10 +49,10 @@ class Chunk(NamedTuple):
     size: int
     crc32: int
     packing: int
-    data: bytes
+    data: memoryview
 
 
-def checksum(head: Head, body: bytes) -> int:
+def checksum(head: Head, body: Body) -> int:
     """CRC-32 of head and body: a wrong bit in the head would make a frame of another step of it."""
     return zlib.crc32(body, zlib.crc32(msgpack.packb(head)))
 
@@ -68,7 +71,9 @@ def cut(body: bytes, head: Head, *, chunk_bytes: int = CHUNK_BYTES) -> list[byte
     ]
 
 
-_FIELDS = (int, str, str, str, int, int, int, int, int, int, int, int, int, bytes)
+FIELDS = (int, str, str, str, int, int, int, int, int, int, int, int, int, memoryview)
+# Checked as they are read; the data stays where it is, a view of the payload.
+_DECODER = msgspec.msgpack.Decoder(tuple[FIELDS])  # type: ignore[valid-type]
 
 
 def read(payload: bytes) -> Chunk:
@@ -78,16 +83,9 @@ def read(payload: bytes) -> Chunk:
         MalformedMessageError: not a chunk.
     """
     try:
-        fields = msgpack.unpackb(payload, use_list=False)
-    except (ValueError, msgpack.UnpackException, RecursionError) as error:
-        raise MalformedMessageError(f"not msgpack: {error}") from None
-    well_formed = (
-        isinstance(fields, tuple)
-        and len(fields) == len(_FIELDS)
-        and all(type(value) is kind for value, kind in zip(fields, _FIELDS, strict=True))
-    )
-    if not well_formed:
-        raise MalformedMessageError("not a chunk")
+        fields = _DECODER.decode(payload)
+    except (ValueError, msgspec.MsgspecError, RecursionError) as error:
+        raise MalformedMessageError(f"not a chunk: {error}") from None
     width = len(Head._fields)
     chunk = Chunk(Head(*fields[:width]), *fields[width:])
     head = chunk.head
@@ -104,7 +102,7 @@ def read(payload: bytes) -> Chunk:
 
 @dataclass(slots=True)
 class _Open:
-    pieces: dict[int, bytes] = field(default_factory=dict)
+    pieces: dict[int, memoryview] = field(default_factory=dict)
     held_bytes: int = 0
 
 
@@ -125,7 +123,7 @@ class Assembler:
         self._open: OrderedDict[tuple[object, ...], _Open] = OrderedDict()
         self.held_bytes = 0
 
-    def add(self, origin: str, chunk: Chunk) -> bytes | None:
+    def add(self, origin: str, chunk: Chunk) -> Body | None:
         """Take a chunk of `origin`; return the body when it is complete.
 
         Raises:
@@ -156,14 +154,14 @@ class Assembler:
     def _forget(self, key: tuple[object, ...]) -> None:
         self.held_bytes -= self._open.pop(key).held_bytes
 
-    def _finish(self, chunk: Chunk, data: bytes) -> bytes:
+    def _finish(self, chunk: Chunk, data: Body) -> Body:
         body = _decompress(data, chunk.size) if chunk.packing == LZ4 else data
         if len(body) != chunk.size or checksum(chunk.head, body) != chunk.crc32:
             raise ChunkMismatchError("size or checksum differ from what was announced")
         return body
 
 
-def _decompress(data: bytes, size: int) -> bytes:
+def _decompress(data: Body, size: int) -> bytes:
     if size > MAX_RATIO * len(data):  # the decompressor makes room for `size` at once
         raise ChunkMismatchError(f"{len(data)} bytes cannot hold {size}")
     decompressor = lz4.frame.LZ4FrameDecompressor()

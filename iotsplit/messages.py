@@ -194,7 +194,7 @@ def encode_content(content: Contents) -> bytes:
     return packed
 
 
-def decode_content(body: bytes) -> Contents:
+def decode_content(body: bytes | memoryview) -> Contents:
     """Read a frame's content.
 
     Raises:

@@ -4,7 +4,7 @@
 scheme   data, little-endian, row after row
 =======  =====================================================================================
 fp32     float32 values
-bf16     upper halves of float32 values, rounded half to even
+bf16     upper halves of float32 values, rounded half to even: all high bytes, then all low bytes
 int8     per token (row of the last dimension) a float32 scale; then int8 values, scale = max / 127
 int4     see `iotsplit.tensors.int4`
 i32      token ids and labels
@@ -43,7 +43,7 @@ class Scheme:
     """How float32 values become bytes.
 
     Args:
-        pack: from values of shape (tokens, width).
+        pack: from contiguous values of shape (tokens, width).
         unpack: from bytes of the right length, and (tokens, width), to that many values.
         size_bytes: of the data of (tokens, width).
     """
@@ -68,7 +68,7 @@ def pack(tensor: torch.Tensor, codec: Codec, *, largest_norm: float = math.inf) 
     values = tensor.detach().to(torch.float32)
     _check_norm(values, largest_norm, "tensor to send")
     tokens, width = _rows(tuple(values.shape))
-    data = SCHEMES[codec].pack(values.reshape(tokens, width))
+    data = SCHEMES[codec].pack(values.reshape(tokens, width).contiguous())
     return PackedTensor(scheme=codec.value, shape=tuple(tensor.shape), data=data)
 
 
@@ -171,11 +171,15 @@ def _pack_bf16(values: torch.Tensor) -> bytes:
     halves = values.to(torch.bfloat16)
     if halves.numel() and not all(map(math.isfinite, torch.aminmax(halves))):
         raise NotFiniteError("tensor to send, as bf16,")
-    return halves.view(torch.int16).numpy().astype("<i2", copy=False).tobytes()
+    bits = halves.view(torch.int16).numpy().view(np.uint16)
+    # High bytes (sign and exponent) resemble each other: together they compress.
+    return b"".join(((bits >> np.uint16(8)).astype(np.uint8).data, bits.astype(np.uint8).data))
 
 
 def _unpack_bf16(data: bytes, tokens: int, width: int) -> NDArray[np.float32]:  # noqa: ARG001 - one signature for all
-    wide = np.frombuffer(data, "<u2").astype(np.uint32)
+    high, low = np.frombuffer(data, np.uint8).reshape(2, -1)
+    wide = high.astype(np.uint32) << np.uint32(8)
+    wide |= low
     wide <<= np.uint32(16)
     return wide.view(np.float32)
 
@@ -188,7 +192,7 @@ def _pack_int8(values: torch.Tensor) -> bytes:
     whole = values / torch.where(scales > 0, scales, 1.0)  # (tokens, width)
     # Below the normal float32 range a scale is so coarse that the quotient can pass 127.
     whole = whole.round_().clamp_(-_LARGEST_INT8, _LARGEST_INT8).to(torch.int8)
-    return scales.numpy().astype("<f4", copy=False).tobytes() + whole.numpy().tobytes()
+    return b"".join((scales.numpy().astype("<f4", copy=False).data, whole.numpy().data))
 
 
 def _unpack_int8(data: bytes, tokens: int, width: int) -> NDArray[np.float32]:

@@ -120,7 +120,7 @@ def test_garbage_of_the_same_identity_does_not_spoil_what_it_imitates(
 def test_a_corrupted_chunk_is_found_and_the_message_can_be_sent_again() -> None:
     parts = pieces(noise(300))
     joined = assembler()
-    assert joined.add("t", parts[0]._replace(data=b"?" * 100)) is None
+    assert joined.add("t", parts[0]._replace(data=memoryview(b"?" * 100))) is None
     for chunk in parts[1:-1]:
         joined.add("t", chunk)
     with pytest.raises(ChunkMismatchError):

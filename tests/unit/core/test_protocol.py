@@ -116,8 +116,8 @@ def test_the_chunk_table_has_the_fields_of_a_chunk() -> None:
     rows = table("place")
     assert [row["name"] for row in rows] == [*Head._fields, *Chunk._fields[1:-1], "bytes"]
     assert [int(row["place"]) for row in rows] == list(range(14))
-    types = {"int": int, "str": str, "bin": bytes}
-    assert tuple(types[row["type"]] for row in rows) == chunks._FIELDS
+    types = {"int": int, "str": str, "bin": memoryview}
+    assert tuple(types[row["type"]] for row in rows) == chunks.FIELDS
 
 
 def test_the_contents_table_has_all_kinds_and_their_fields() -> None:

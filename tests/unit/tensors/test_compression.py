@@ -2,6 +2,7 @@
 
 import math
 
+import lz4.frame
 import pytest
 import torch
 from hypothesis import given, settings
@@ -81,10 +82,20 @@ def test_the_int8_layout_is_scales_then_rows() -> None:
     assert packed.data == b"\x00\x00\x80\x3f" + bytes(4) + bytes([127, 254, 0]) + bytes(3)
 
 
-def test_bf16_and_fp32_are_little_endian() -> None:
-    one = torch.tensor([1.0])
-    assert pack(one, Codec.FP32).data == b"\x00\x00\x80\x3f"
-    assert pack(one, Codec.BF16).data == b"\x80\x3f"
+def test_fp32_is_little_endian() -> None:
+    assert pack(torch.tensor([1.0]), Codec.FP32).data == b"\x00\x00\x80\x3f"
+
+
+def test_the_bf16_layout_is_high_bytes_then_low_bytes() -> None:
+    # 1.0 is 3f80, -2.5 is c020, 1e-40 (subnormal) is 0001.
+    packed = pack(torch.tensor([[1.0, -2.5, 1e-40]]), Codec.BF16)
+    assert packed.data == b"\x3f\xc0\x00" + b"\x80\x20\x01"
+
+
+def test_bf16_in_this_order_compresses() -> None:
+    values = torch.randn(64, 576, generator=torch.Generator().manual_seed(3))
+    data = pack(values, Codec.BF16).data
+    assert len(lz4.frame.compress(data)) < 0.92 * len(data)
 
 
 @pytest.mark.parametrize("codec", Codec)
@@ -103,7 +114,7 @@ def test_a_value_too_large_for_bf16_is_not_packed() -> None:
     ("codec", "data"),
     [
         (Codec.FP32, b"\x00\x00\xc0\x7f"),
-        (Codec.BF16, b"\x80\x7f"),
+        (Codec.BF16, b"\x7f\x80"),
         (Codec.INT8, b"\x00\x00\xc0\x7f\x00"),
         (Codec.INT8, b"\x00\x00\x80\x7f\x00"),
         (Codec.INT8, b"\xff\xff\x7f\x7f\x7f"),

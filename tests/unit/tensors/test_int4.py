@@ -1,5 +1,6 @@
 """Four bits a value: the layout is what is written down, the error within its bound, odd sizes come back."""
 
+import hashlib
 import math
 
 import numpy as np
@@ -80,6 +81,32 @@ def test_a_reader_in_plain_arithmetic_reads_the_same_bits() -> None:
         for channel in range(min(64, 70 - 64 * first)):
             total = sum(q * (-1) ** ((channel & at).bit_count()) for at, q in enumerate(whole))
             assert read[token, 64 * first + channel] == np.float32(total) * (scale / np.float32(8))
+
+
+def test_a_writer_in_plain_arithmetic_writes_the_same_bytes() -> None:
+    values = torch.randn(2, 70, generator=torch.Generator().manual_seed(4))
+    scales, stored = b"", b""
+    for block in blocks(values).numpy().astype(np.float32):
+        rotated = list(block)
+        for stage in range(6):
+            for i in [i for i in range(64) if not i >> stage & 1]:
+                j = i + (1 << stage)
+                rotated[i], rotated[j] = rotated[i] + rotated[j], rotated[i] - rotated[j]
+        scale = torch.tensor(max(map(abs, rotated)) / np.float32(56)).to(torch.bfloat16)
+        step = np.float32(scale.item()) * np.float32(8)
+        whole = [int(max(-7, min(7, np.rint(value / step)))) + 8 for value in rotated]
+        scales += np.float32(scale.item()).tobytes()[2:]
+        stored += bytes(even | odd << 4 for even, odd in zip(whole[0::2], whole[1::2], strict=True))
+    assert int4.pack(values) == scales + stored
+
+
+def test_these_bytes_stay_as_they_are() -> None:
+    # Another program, or another machine, can hold itself to them.
+    values = torch.arange(-60, 70).reshape(2, 65).to(torch.float32) ** 3 / 1000
+    assert (
+        hashlib.sha256(int4.pack(values)).hexdigest()
+        == "400bf98142a2041afea6b548b071a91dc71b05c4dc9070e6b091907f4ba8aa28"
+    )
 
 
 @pytest.mark.parametrize(
