@@ -69,6 +69,7 @@ class TrainingSettings:
         labels: Where the loss is computed. With `cloud` the token ids of the training text reach the cloud.
         codec: Encoding of activations and gradients, `fp32`, `bf16`, `int8` or `int4`; or one for each, such as
             `int4:int8`.
+        codec_check: Share of the micro-batches of which is measured what the codec loses, from 0 to 1.
         aggregation: How adapters are averaged: A and B apart, their product, or A and B without extreme values.
         trim: With `trimmed`, share of the devices whose values are left out at each end; at least one of three.
         clip_updates: Shorten updates that are longer than the median of the round, whatever the aggregation.
@@ -93,6 +94,7 @@ class TrainingSettings:
     cut: tuple[int, int] = (4, 15)
     labels: Labels = Labels.CLOUD
     codec: str = "int8"
+    codec_check: float = 0.01
     aggregation: Aggregation = Aggregation.FEDAVG
     trim: float = 0.2
     clip_updates: bool = False
@@ -123,7 +125,7 @@ class TrainingSettings:
         Raises:
             UsageError: a value is out of its range.
         """
-        _check_codec(self.codec)
+        _check_codec(self.codec, self.codec_check)
         for name in ("rounds", "local_steps", "batch_size", "micro_batches", "rank", "checkpoint_every"):
             at_least(name, getattr(self, name), 1)
         at_least("sequence_length", self.sequence_length, 2)
@@ -145,13 +147,15 @@ class TrainingSettings:
             raise UsageError(f"evaluate {self.evaluate!r} is unknown", fix="use rounds or ends")
 
 
-def _check_codec(codec: str) -> None:
+def _check_codec(codec: str, share: float) -> None:
     if not set(codec.split(":", 1)) <= set(Codec):
         known = ", ".join(Codec)
         raise UsageError(
             f"codec {codec!r} is unknown",
             fix=f"use one of {known}, or one for activations and one for gradients, such as int4:int8",
         )
+    if not 0 <= share <= 1:  # so that NaN is refused too
+        raise UsageError(f"codec_check {share} is no share", fix="use 0 to 1, such as 0.01")
 
 
 def at_least(name: str, value: int, least: int) -> None:

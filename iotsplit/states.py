@@ -3,7 +3,7 @@
 All of it is JSON, so that ``mosquitto_sub`` shows readable text, and is validated here, once, on decoding.
 """
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -200,6 +200,10 @@ class AdapterLatest(msgspec.Struct, frozen=True, kw_only=True):
     version: int
 
 
+TensorKind = Literal["activation", "gradient", "tail_hidden", "tail_gradient"]
+RelativeError = Annotated[float, msgspec.Meta(ge=0, le=1e300)]
+
+
 class Metrics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A line of progress, and the agent's heartbeat. Times in seconds, sizes in bytes.
 
@@ -207,6 +211,8 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         sent_bytes: payload bytes by first word of the topic; of the session if there is one.
         dropped: packets that were refused since the start.
         busy_s: time that the agent has worked for its sessions since the start.
+        codec_error: where it was checked, what the codec has lost of a tensor that was sent:
+            ‖decoded - x‖ / ‖x‖.
     """
 
     time: float = 0.0
@@ -222,6 +228,7 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     dropped: int = 0
     peak_rss_bytes: int = 0
     busy_s: float = 0.0
+    codec_error: dict[TensorKind, RelativeError] = {}
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

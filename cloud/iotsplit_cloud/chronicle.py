@@ -1,5 +1,6 @@
 """What the cloud remembers of a run for its report: counted as it happens. No I/O."""
 
+from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from iotsplit_cloud.report import (
     Row,
     agent_rows,
     bytes_row,
+    codec_row,
     enter_scores,
     ledger_row,
     session_rows,
@@ -47,6 +49,7 @@ class Chronicle:
         self._earlier = dict(report.ledger)
         self._peaks: dict[str, int] = {}
         self._last: dict[tuple[str, Tier], Metrics] = {}
+        self._codec_errors: dict[str, list[float]] = defaultdict(list)  # of the round, by who sent what
         self._held: dict[str, int] = {}  # the version that each agent has fetched last
         self._up = self._down = 0
         self._round_at = 0.0
@@ -70,6 +73,10 @@ class Chronicle:
         key = (metrics.session or "", metrics.role)
         if metrics.session is not None and (key in self._last or len(self._last) < MAX_AGENTS):
             self._last[key] = metrics
+        for kind, error in metrics.codec_error.items():
+            errors = self._codec_errors[f"{metrics.role} {kind}"]
+            if len(errors) < MAX_AGENTS:
+                errors.append(error)
 
     def count_update(self, frame: Frame) -> None:
         """Count the bytes of a LoRA update."""
@@ -107,6 +114,7 @@ class Chronicle:
             "wall_s": wall_s,
             "sessions": sessions,
             "bytes": bytes_row(self._last, names, up=self._up, down=self._down),
+            "codec_error": codec_row(self._codec_errors),
             "dropped": [{"device": device, "reason": reason} for device, reason in training.dropped.items()],
             "late": [{"device": device, "tokens": both[Tier.DEVICE].tokens} for device, both in late.items()],
         }
@@ -115,6 +123,7 @@ class Chronicle:
         self._tokens += sum(int(each["tokens"]) for each in sessions)
         self._up = self._down = 0
         self._last.clear()
+        self._codec_errors.clear()
         self.ledger.settle()
         return row
 

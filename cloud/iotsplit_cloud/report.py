@@ -1,5 +1,6 @@
 """The report of a run, built up as it goes on: ``report.json``. Keys keep their meaning."""
 
+import statistics
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
@@ -107,6 +108,18 @@ def bytes_row(
             "down": total(Tier.EDGE, "wan", "received_bytes"),
         },
         "adapters": {"up": up, "down": down},
+    }
+
+
+def codec_row(errors: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float | int]]:
+    """What the codec has lost in a round, ‖decoded - x‖ / ‖x‖ of the tensors that were checked.
+
+    Args:
+        errors: by who sent what, such as `device activation`.
+    """
+    return {
+        hop: {"median": statistics.median(found), "largest": max(found), "checked": len(found)}
+        for hop, found in sorted(errors.items())
     }
 
 

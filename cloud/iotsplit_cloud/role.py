@@ -15,6 +15,7 @@ from iotsplit.states import (
     Metrics,
     Reply,
 )
+from iotsplit.tensors.exchange import as_metrics
 from iotsplit_cloud.conductor import Conductor, Parts, Phase
 from iotsplit_cloud.desk import Desk
 from iotsplit_cloud.journal import Earlier
@@ -58,6 +59,7 @@ class CloudRole:
             birth=lambda: self.birth, parts=parts, desk=self._desk, last_round=self._earlier.round
         )
         self._shelf = Shelf()
+        self._warned: set[tuple[str, str]] = set()  # agents and kinds of tensors
         self._is_open = False
         self._early: list[Message] = []  # what is retained can come before the first tick
         self._looked_at = float("-inf")
@@ -89,7 +91,7 @@ class CloudRole:
     def _take(self, message: Message, now: float) -> list[Output]:
         match message:
             case Frame():
-                return self._conductor.frame(message, now)
+                return self._with_codec_errors(self._conductor.frame(message, now))
             case Birth() if message.agent != self.agent:
                 return self._birth(message, now)
             case Metrics() if message.agent != self.agent:
@@ -105,7 +107,7 @@ class CloudRole:
         if not self._is_open:
             return self._open(now)
         if now < self._look_around_at:
-            return self._conductor.work(now)
+            return self._with_codec_errors(self._conductor.work(now))
         self._looked_at = now
         said: list[Output] = [self._lost(agent, "silent") for agent in self._p.members.silent(now)]
         for path in self._shelf.lost(now):
@@ -171,7 +173,26 @@ class CloudRole:
         was_lost = self._p.members.heard(metrics.agent, now)
         self._p.chronicle.take(metrics)
         said: list[Output] = [Event(kind=f"{metrics.role}_back", agent=metrics.agent)] if was_lost else []
-        return [*said, Heard(metrics=metrics)]
+        return [*said, Heard(metrics=metrics), *self._codec_warnings(metrics)]
+
+    def _with_codec_errors(self, said: list[Output]) -> list[Output]:
+        errors = self._p.tail.codec_errors()
+        for metrics in as_metrics(errors, agent=self.agent, role=self.tier, round_=self._conductor.round):
+            self._p.chronicle.take(metrics)
+            said += [metrics, *self._codec_warnings(metrics)]
+        return said
+
+    def _codec_warnings(self, metrics: Metrics) -> list[Output]:
+        """An event for each agent and kind of tensor of which the codec has lost more than it may."""
+        said: list[Output] = []
+        for kind, error in metrics.codec_error.items():
+            largest = self._p.tail.largest_codec_error(kind)
+            if error > largest and (metrics.agent, kind) not in self._warned:
+                self._warned.add((metrics.agent, kind))
+                detail = f"{error:.3g} of {kind} lost in step {metrics.step} of {metrics.session}, "
+                detail += f"{self._p.settings.codec} loses {largest:.3g} at most"
+                said.append(Event(kind="codec_error", agent=metrics.agent, detail=detail))
+        return said
 
     def _command(self, command: Command) -> list[Output]:
         conductor, detail = self._conductor, ""

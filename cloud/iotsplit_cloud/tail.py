@@ -9,6 +9,7 @@ from iotsplit.errors import DivergedError, NotFiniteError
 from iotsplit.messages import (
     Activation,
     Gradient,
+    Identity,
     Score,
     TailGradient,
     TailHidden,
@@ -18,7 +19,7 @@ from iotsplit.tensors import adapters
 from iotsplit.tensors.aggregation import step_gradient
 from iotsplit.tensors.boundary import Boundary
 from iotsplit.tensors.compression import unpack_labels, unpack_mask
-from iotsplit.tensors.exchange import Exchange
+from iotsplit.tensors.exchange import CodecError, Exchange
 from iotsplit.tensors.parts import Part
 from iotsplit.tensors.trained import Trained
 
@@ -74,7 +75,7 @@ class Tail:
         hidden.requires_grad_()
         loss_sum, _ = self._part.loss(self._part(hidden, mask), labels)
         torch.autograd.backward(loss_sum / content.step_tokens)
-        return self._below(key[0], hidden.grad), float(loss_sum.detach())
+        return self._below(key, hidden.grad), float(loss_sum.detach())
 
     def open(self, key: Key, content: Activation) -> TailHidden:
         """Forward of one micro-batch whose loss is computed on the device."""
@@ -82,7 +83,7 @@ class Tail:
         hidden.requires_grad_()
         self._shapes[key] = tuple(hidden.shape)
         out = self._boundary.open(key, hidden, self._part(hidden, mask))
-        return TailHidden(hidden=self._exchange.pack_hidden(out))
+        return TailHidden(hidden=self._exchange.pack_hidden(out, Identity(*key, "tail_hidden")))
 
     def close(self, key: Key, content: TailGradient) -> Gradient:
         """Backward of a micro-batch that `open` left waiting."""
@@ -90,7 +91,7 @@ class Tail:
         if not math.isfinite(content.loss_sum):
             raise NotFiniteError("loss of a micro-batch")
         del self._shapes[key]
-        return self._below(key[0], self._boundary.close(key, gradient))
+        return self._below(key, self._boundary.close(key, gradient))
 
     def score(self, content: Activation) -> Score:
         """Score held-out data."""
@@ -133,16 +134,24 @@ class Tail:
         """Take over an optimizer's state."""
         self._trained.load_optimizer(state)
 
-    def _below(self, session: str, gradient: torch.Tensor | None) -> Gradient:
+    def codec_errors(self) -> list[CodecError]:
+        """What the codec has lost of tensors that were sent since the last call."""
+        return self._exchange.take_errors()
+
+    def largest_codec_error(self, kind: str) -> float:
+        """Bound of what the fleet's codec loses of tensors of that kind, relative to their norm."""
+        return self._exchange.largest_error(kind)
+
+    def _below(self, key: Key, gradient: torch.Tensor | None) -> Gradient:
         """What goes down after a backward pass, whose own gradients join those of the session."""
         assert gradient is not None  # noqa: S101 - the cloud's inputs always carry a gradient
         try:
             self._trained.check_gradients()
-            below = Gradient(gradient=self._exchange.pack_gradient(gradient))
+            below = Gradient(gradient=self._exchange.pack_gradient(gradient, Identity(*key, "gradient")))
         except DivergedError:
             self._trained.forget_gradients()  # nothing of it may stay in the sum of another session
             raise
-        self._add(session)
+        self._add(key[0])
         return below
 
     def _add(self, session: str) -> None:

@@ -22,6 +22,7 @@ from iotsplit.states import (
     Assignment,
     Birth,
 )
+from iotsplit.tensors.exchange import as_metrics
 from iotsplit_device.records import Checkpoint
 from iotsplit_device.sessions import SESSIONS, DeviceSession
 from iotsplit_device.work import DeviceWork
@@ -56,6 +57,7 @@ class DeviceRole:
         self._again = Again()
         self._held = ("", b"")  # digest and section of the version fetched last
         self._session: DeviceSession | None = None
+        self._work: DeviceWork | None = None
 
     @property
     def interests(self) -> frozenset[str]:
@@ -80,7 +82,7 @@ class DeviceRole:
         if self._session is None:
             return []
         if self._session.busy:
-            return self._session.work(now)
+            return [*self._session.work(now), *self._codec_errors()]
         return [
             self._session.backup.send(Want(wanted=late.kind), Tier.EDGE, (late.step, late.micro_batch))
             for late in self._session.awaited.late(now)
@@ -134,6 +136,8 @@ class DeviceRole:
     def _begin(self, assignment: Assignment, settings: TrainingSettings) -> list[Output]:
         work = self._load(settings)
         work.load(self._held[1])
+        work.session = assignment.session
+        self._work = work
         frozen, trainable = work.sizes
         self.birth = msgspec.structs.replace(
             self.birth,
@@ -161,4 +165,10 @@ class DeviceRole:
             return []  # a repetition
         said = session.handle(frame, now)
         session.awaited.arrived(frame.identity, now)  # only now: a frame that was refused is still awaited
-        return said
+        return [*said, *self._codec_errors()]
+
+    def _codec_errors(self) -> list[Output]:
+        if self._work is None or self._assignment is None:
+            return []
+        errors = self._work.codec_errors()
+        return [*as_metrics(errors, agent=self.agent, role=self.tier, round_=self._assignment.round)]

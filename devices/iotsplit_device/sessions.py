@@ -151,7 +151,7 @@ class Training:
         match frame.content:
             case TailHidden() as content:
                 batch = self._batches[frame.micro_batch]
-                answer = self._work.tail(content, batch, step_tokens=self._step_tokens)
+                answer = self._work.tail(key, content, batch, step_tokens=self._step_tokens)
                 self._loss_sum += answer.loss_sum
                 self._await(key, Gradient, now)
                 return [self.backup.keep(answer, Tier.EDGE, key)]

@@ -5,6 +5,7 @@ import torch
 from iotsplit.messages import (
     Activation,
     Gradient,
+    Identity,
     Score,
     TailGradient,
     TailHidden,
@@ -14,7 +15,7 @@ from iotsplit.settings import TrainingSettings
 from iotsplit.tensors import adapters
 from iotsplit.tensors.boundary import Boundary
 from iotsplit.tensors.compression import pack_integers
-from iotsplit.tensors.exchange import Exchange
+from iotsplit.tensors.exchange import CodecError, Exchange
 from iotsplit.tensors.parts import Part, sizes
 from iotsplit.tensors.trained import Trained
 from iotsplit_device.batches import Batches, MicroBatch
@@ -39,6 +40,8 @@ class DeviceWork:
         self._exchange = Exchange(settings, part.width)
         self._trained = Trained(adapters.parameters(part), settings)
         self._boundary = Boundary()
+        self.session = ""
+        """Name of the session at hand."""
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -66,7 +69,8 @@ class DeviceWork:
     def forward(self, key: Key, batch: MicroBatch, *, step_tokens: int, steps: int) -> Activation:
         """Run a micro-batch through the part; its graph stays open until the gradient comes."""
         hidden = self.part(batch.ids, batch.mask)  # (batch, time, width)
-        return self._activation(self._boundary.open(key, None, hidden), batch, step_tokens, steps)
+        sent = self._boundary.open(key, None, hidden)
+        return self._activation(sent, batch, step_tokens, steps, at=self._at(key, "activation"))
 
     def infer(self, batch: MicroBatch, *, steps: int) -> Activation:
         """Run held-out data through the part, without a graph."""
@@ -82,13 +86,15 @@ class DeviceWork:
         """Take the gradient that came down, and add up the LoRA gradients."""
         self._boundary.close(key, gradient)
 
-    def tail(self, content: TailHidden, batch: MicroBatch, *, step_tokens: int) -> TailGradient:
+    def tail(self, key: Key, content: TailHidden, batch: MicroBatch, *, step_tokens: int) -> TailGradient:
         """Norm, head and loss on the device: the gradient that goes up, and the loss as a number."""
         hidden = self._exchange.unpack_hidden(content.hidden, self._shape(batch)).requires_grad_()
         loss_sum, tokens = self.part.loss(hidden, batch.labels)
         (gradient,) = torch.autograd.grad(loss_sum / step_tokens, hidden)
         return TailGradient(
-            gradient=self._exchange.pack_gradient(gradient), loss_sum=float(loss_sum.detach()), tokens=tokens
+            gradient=self._exchange.pack_gradient(gradient, self._at(key, "tail_gradient")),
+            loss_sum=float(loss_sum.detach()),
+            tokens=tokens,
         )
 
     def score(self, content: TailHidden, batch: MicroBatch) -> Score:
@@ -110,10 +116,25 @@ class DeviceWork:
         """The part's LoRA parameters as they are."""
         return self._trained.adapter()
 
-    def _activation(self, hidden: torch.Tensor, batch: MicroBatch, step_tokens: int, steps: int) -> Activation:
+    def codec_errors(self) -> list[CodecError]:
+        """What the codec has lost of tensors that were sent since the last call."""
+        return self._exchange.take_errors()
+
+    def _at(self, key: Key, kind: str) -> Identity:
+        return Identity(self.session, *key, kind)
+
+    def _activation(
+        self,
+        hidden: torch.Tensor,
+        batch: MicroBatch,
+        step_tokens: int,
+        steps: int,
+        *,
+        at: Identity | None = None,
+    ) -> Activation:
         to_cloud = self.settings.labels is Labels.CLOUD
         return Activation(
-            hidden=self._exchange.pack_hidden(hidden),
+            hidden=self._exchange.pack_hidden(hidden, at),
             mask=pack_integers(batch.mask.to(torch.uint8)),
             labels=pack_integers(batch.labels.to(torch.int32)) if to_cloud else None,
             step_tokens=step_tokens,

@@ -22,6 +22,7 @@ from iotsplit.states import (
     CheckpointChunk,
     CheckpointHead,
 )
+from iotsplit.tensors.exchange import as_metrics
 from iotsplit_edge.evaluation import Evaluation
 from iotsplit_edge.session import EdgeSession, Training
 from iotsplit_edge.start import Start
@@ -58,6 +59,7 @@ class EdgeRole:
         self._epochs: dict[str, int] = {}  # of every device's newest assignment
         self._starts: dict[str, Start] = {}  # by device that is mine, until its session begins
         self._sessions: dict[str, EdgeSession] = {}  # by device
+        self._works: dict[str, EdgeWork] = {}  # theirs
         self._fetches: dict[str, Fetch] = {}  # by the version's digest
         self._early: dict[str, list[Frame]] = {}  # by device, until its session begins
         self._ready = Ready()
@@ -148,6 +150,7 @@ class EdgeRole:
         self._early.pop(device, None)
         self._ready.mark(device, ready=False)
         session = self._sessions.pop(device, None)
+        self._works.pop(device, None)
         if session is None:
             return []
         over = session.backup.assignment.session != goes_on
@@ -195,6 +198,7 @@ class EdgeRole:
         settings = assignment.settings
         assert settings is not None  # noqa: S101 - else there is no start
         work = self._load(settings, version)
+        work.session = assignment.session
         if start.body is not None:
             try:
                 work.restore(start.body)
@@ -211,7 +215,7 @@ class EdgeRole:
             session = Evaluation(assignment, settings, work)
         else:
             session = Training(start, settings, work, turns=self._turns, chunk_bytes=self._chunk_bytes)
-        self._sessions[device] = session
+        self._sessions[device], self._works[device] = session, work
         said: list[Output] = [message for head in start.foreign.values() for message in clear_checkpoint(head)]
         said += session.begin(now)
         for frame in self._early.pop(device, []):
@@ -270,8 +274,10 @@ class EdgeRole:
         return self._look_back(session, session.work(now), now)
 
     def _look_back(self, session: EdgeSession, said: list[Output], now: float) -> list[Output]:
-        """Look for an older state, if that is what the session needs."""
+        """Tell what the codec has lost, and look for an older state if that is what the session needs."""
         assignment = session.backup.assignment
+        errors = self._works[assignment.device].codec_errors()
+        said += as_metrics(errors, agent=self.agent, role=self.tier, round_=assignment.round)
         if session.rewind_to is None:
             self._ready.mark(assignment.device, ready=session.busy)
             return said

@@ -2,13 +2,13 @@
 
 import torch
 
-from iotsplit.messages import Activation, Gradient, TailGradient, TailHidden
+from iotsplit.messages import Activation, Gradient, Identity, TailGradient, TailHidden
 from iotsplit.plan import Labels
 from iotsplit.settings import TrainingSettings
 from iotsplit.tensors import adapters
 from iotsplit.tensors.boundary import Boundary
 from iotsplit.tensors.compression import unpack_labels, unpack_mask
-from iotsplit.tensors.exchange import Exchange
+from iotsplit.tensors.exchange import CodecError, Exchange
 from iotsplit.tensors.parts import Part, sizes
 from iotsplit.tensors.trained import Trained
 
@@ -33,6 +33,8 @@ class EdgeWork:
         self._trained = Trained(adapters.fresh(adapters.from_bytes(adapter, shapes)), settings)
         self._boundary = Boundary()
         self._shapes: dict[Key, tuple[int, ...]] = {}
+        self.session = ""
+        """Name of the session."""
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -58,7 +60,7 @@ class EdgeWork:
         if training:
             out = self._boundary.open(key, hidden, out)
         return Activation(
-            hidden=self._exchange.pack_hidden(out),
+            hidden=self._exchange.pack_hidden(out, self._at(key, "activation") if training else None),
             mask=content.mask,
             labels=content.labels,
             step_tokens=content.step_tokens,
@@ -96,7 +98,14 @@ class EdgeWork:
         adapters.attach(self._part, self._trained.parameters)  # layers that are computed again need them
         below = self._boundary.close(key, gradient)
         assert below is not None  # noqa: S101 - an edge's inputs always carry a gradient
-        return Gradient(gradient=self._exchange.pack_gradient(below))
+        return Gradient(gradient=self._exchange.pack_gradient(below, self._at(key, "gradient")))
+
+    def codec_errors(self) -> list[CodecError]:
+        """What the codec has lost of tensors that were sent since the last call."""
+        return self._exchange.take_errors()
+
+    def _at(self, key: Key, kind: str) -> Identity:
+        return Identity(self.session, *key, kind)
 
     def step(self) -> None:
         """One step of the session's optimizer.

@@ -46,11 +46,13 @@ class Scheme:
         pack: from contiguous values of shape (tokens, width).
         unpack: from bytes of the right length, and (tokens, width), to that many values.
         size_bytes: of the data of (tokens, width).
+        largest_error: bound of ‖decoded - x‖ / ‖x‖ by width, for values that are not subnormal.
     """
 
     pack: Callable[[torch.Tensor], bytes]
     unpack: Callable[[bytes, int, int], NDArray[np.float32]]
     size_bytes: Callable[[int, int], int]
+    largest_error: Callable[[int], float]
 
 
 def pack(tensor: torch.Tensor, codec: Codec, *, largest_norm: float = math.inf) -> PackedTensor:
@@ -95,6 +97,14 @@ def unpack(packed: PackedTensor, *, shape: Shape, codec: Codec, largest_norm: fl
     values = torch.from_numpy(scheme.unpack(packed.data, tokens, width)).reshape(shape)
     _check_norm(values, largest_norm, "tensor received")
     return values
+
+
+def relative_error(packed: PackedTensor, tensor: torch.Tensor, codec: Codec) -> float:
+    """What a codec has lost: ‖decoded - x‖ / ‖x‖, and 0 for a tensor of zeros that is read as zeros."""
+    exact = tensor.detach().to(torch.float64)
+    decoded = unpack(packed, shape=tuple(tensor.shape), codec=codec).to(torch.float64)
+    lost, size = (float(torch.linalg.vector_norm(each)) for each in (decoded - exact, exact))
+    return min(lost / size, 1e300) if size else float(lost > 0)
 
 
 def pack_integers(tensor: torch.Tensor) -> PackedTensor:
@@ -233,15 +243,30 @@ def _check_norm(values: torch.Tensor, largest: float, name: str) -> None:
 
 SCHEMES: dict[Codec, Scheme] = {
     Codec.FP32: Scheme(
-        pack=_pack_fp32, unpack=_unpack_fp32, size_bytes=lambda tokens, width: 4 * tokens * width
+        pack=_pack_fp32,
+        unpack=_unpack_fp32,
+        size_bytes=lambda tokens, width: 4 * tokens * width,
+        largest_error=lambda _: 0.0,
     ),
     Codec.BF16: Scheme(
-        pack=_pack_bf16, unpack=_unpack_bf16, size_bytes=lambda tokens, width: 2 * tokens * width
+        pack=_pack_bf16,
+        unpack=_unpack_bf16,
+        size_bytes=lambda tokens, width: 2 * tokens * width,
+        largest_error=lambda _: 2.0**-8,
     ),
     Codec.INT8: Scheme(
-        pack=_pack_int8, unpack=_unpack_int8, size_bytes=lambda tokens, width: tokens * (4 + width)
+        pack=_pack_int8,
+        unpack=_unpack_int8,
+        size_bytes=lambda tokens, width: tokens * (4 + width),
+        # Half a scale in each channel, and a scale is at most 1/127 of the token's norm; float32 rounds.
+        largest_error=lambda width: 1.001 * math.sqrt(width) / (2 * _LARGEST_INT8),
     ),
-    Codec.INT4: Scheme(pack=int4.pack, unpack=int4.unpack, size_bytes=int4.size_bytes),
+    Codec.INT4: Scheme(
+        pack=int4.pack,
+        unpack=int4.unpack,
+        size_bytes=int4.size_bytes,
+        largest_error=lambda _: int4.LARGEST_ERROR,
+    ),
 }
 
 _INTEGERS: dict[str, np.dtype[Any]] = {"i32": np.dtype("<i4"), "u8": np.dtype("u1")}

@@ -30,6 +30,7 @@ from iotsplit.errors import NotFiniteError
 
 BLOCK = 64
 LARGEST = 7  # -8 stays unused, so that the range is symmetric
+LARGEST_ERROR = 4.2 / LARGEST  # relative: a scale is at most 1/7 of the norm of its block
 _OFFSET = 8  # of the stored four bits
 _ROOT = 8.0  # of BLOCK: the matrix of +1 and -1, divided by it, is orthogonal
 

@@ -44,7 +44,7 @@ def scaled_updates(work: DeviceWork) -> None:
 def exploding_gradients(work: DeviceWork) -> None:
     """Sends up the opposite of its gradient, many times over: the cloud trains on it at once."""
     pack = work._exchange.pack_gradient
-    work._exchange.pack_gradient = lambda gradient: pack(SCALE * gradient)  # type: ignore[method-assign]
+    work._exchange.pack_gradient = lambda gradient, at=None: pack(SCALE * gradient, at)  # type: ignore[method-assign]
 
 
 class Attacked(WeatherFleet):

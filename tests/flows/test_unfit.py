@@ -19,6 +19,7 @@ from iotsplit.role import Output
 from iotsplit.settings import TrainingSettings
 from iotsplit.tensors.exchange import Exchange
 from iotsplit_cloud.role import CloudRole
+from iotsplit_cloud.tail import Key
 from iotsplit_device.role import DeviceRole
 from iotsplit_device.tokens import Tokens
 from iotsplit_device.work import DeviceWork
@@ -143,8 +144,8 @@ def test_a_cloud_whose_gradients_explode_ends_the_session_at_once(model: Path, l
     tail = role._p.tail
     below = tail._below
 
-    def spoiled(session: str, gradient: torch.Tensor) -> Gradient:
-        return below(session, gradient * GROWTH if session.endswith("-a") else gradient)
+    def spoiled(key: Key, gradient: torch.Tensor) -> Gradient:
+        return below(key, gradient * GROWTH if key[0].endswith("-a") else gradient)
 
     tail._below = spoiled  # type: ignore[assignment,method-assign]
     fleet.run()

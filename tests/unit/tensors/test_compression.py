@@ -15,6 +15,7 @@ from iotsplit.tensors import compression
 from iotsplit.tensors.compression import (
     pack,
     pack_integers,
+    relative_error,
     unpack,
     unpack_integers,
     unpack_labels,
@@ -229,3 +230,32 @@ def test_what_is_unpacked_can_be_written_to() -> None:
         values = _around(torch.zeros(2, 3), codec)
         values += 1
         assert (values == 1).all()
+
+
+@st.composite
+def normal_tensors(draw: st.DrawFn) -> torch.Tensor:
+    """Values far from the subnormal ones, a few channels much larger than the rest, or constant."""
+    tokens, width = draw(st.integers(1, 4)), draw(st.integers(1, 150))
+    noise = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    values = torch.randn(tokens, width, generator=noise) * draw(st.sampled_from([1e-20, 1.0, 1e18]))
+    values[:, draw(st.integers(0, width - 1))] *= draw(st.sampled_from([0.0, 1.0, 1e4]))
+    return torch.full_like(values, 0.3) if draw(st.booleans()) else values
+
+
+@given(normal_tensors(), st.sampled_from(Codec))
+def test_what_a_codec_loses_is_within_its_bound(tensor: torch.Tensor, codec: Codec) -> None:
+    lost = relative_error(pack(tensor, codec), tensor, codec)
+    assert lost <= compression.SCHEMES[codec].largest_error(tensor.shape[1])
+
+
+def test_what_is_lost_is_relative_to_the_norm() -> None:
+    tensor = torch.tensor([[3.0, 4.0]])
+    assert relative_error(pack(torch.tensor([[3.0, 5.0]]), Codec.FP32), tensor, Codec.FP32) == 0.2
+    assert relative_error(pack(torch.zeros(1, 2), Codec.INT4), torch.zeros(1, 2), Codec.INT4) == 0.0
+    assert relative_error(pack(tensor, Codec.FP32), torch.zeros(1, 2), Codec.FP32) == 1.0
+
+
+def test_subnormal_values_leave_the_bound_and_that_is_seen() -> None:
+    tensor = torch.full((1, 64), 1e-40)
+    lost = relative_error(pack(tensor, Codec.BF16), tensor, Codec.BF16)
+    assert lost > compression.SCHEMES[Codec.BF16].largest_error(64)

@@ -3,14 +3,16 @@
 import math
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
 from iotsplit.errors import DivergedError, NotFiniteError, TensorRefusedError
-from iotsplit.messages import Activation, PackedTensor
+from iotsplit.messages import Activation, Identity, PackedTensor
+from iotsplit.plan import Tier
 from iotsplit.settings import Codec, TrainingSettings
 from iotsplit.tensors.compression import pack
-from iotsplit.tensors.exchange import Exchange
+from iotsplit.tensors.exchange import Exchange, as_metrics, is_checked
 
 SHAPE = (2, 3, 4)
 BOUND = 10.0
@@ -90,3 +92,32 @@ def test_an_activation_is_at_most_as_large_as_agreed() -> None:
 def test_a_step_has_no_more_loss_tokens_than_tokens() -> None:
     with pytest.raises(TensorRefusedError, match="7 loss tokens in a step of 2 x 3"):
         _exchange(Codec.FP32).shape_of(_activation(step_tokens=7))
+
+
+def test_the_same_micro_batches_are_checked_whoever_asks_and_about_as_many_as_were_asked_for() -> None:
+    places = [Identity(f"run-t{n}-a", step, 0, "activation") for n in range(50) for step in range(100)]
+    some, all_, none = (
+        [place for place in places if is_checked(place, TrainingSettings(codec_check=share))]
+        for share in (0.1, 1.0, 0.0)
+    )
+    assert (all_, none) == (places, [])
+    assert 400 < len(some) < 600
+    other = [place for place in places if is_checked(place, TrainingSettings(codec_check=0.1, seed=1))]
+    assert other != some
+    assert all(
+        is_checked(msgspec.structs.replace(place, kind="gradient"), TrainingSettings(codec_check=0.1))
+        for place in some
+    )
+
+
+def test_an_error_is_measured_only_where_a_place_is_named_and_told_once() -> None:
+    exchange = Exchange(TrainingSettings(codec="int8", codec_check=1.0), width=4)
+    at = Identity("s", 3, 1, "gradient")
+    exchange.pack_gradient(torch.rand(SHAPE))
+    exchange.pack_gradient(torch.rand(SHAPE), at)
+    (found,) = exchange.take_errors()
+    assert found.identity == at
+    assert 0 < found.error < exchange.largest_error("gradient")
+    assert exchange.take_errors() == []
+    (metrics,) = as_metrics([found], agent="edge-1", role=Tier.EDGE, round_=2)
+    assert (metrics.session, metrics.step, metrics.codec_error) == ("s", 3, {"gradient": found.error})
