@@ -20,6 +20,14 @@ class Codec(StrEnum):
     INT4 = "int4"
 
 
+class UpdateCodec(StrEnum):
+    """How LoRA updates are encoded on their way to the cloud."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    INT8 = "int8"
+
+
 class Aggregation(StrEnum):
     """How the adapters of a round become the next version."""
 
@@ -70,6 +78,8 @@ class TrainingSettings:
         codec: Encoding of activations and gradients, `fp32`, `bf16`, `int8` or `int4`; or one for each, such as
             `int4:int8`.
         codec_check: Share of the micro-batches of which is measured what the codec loses, from 0 to 1.
+        update_codec: Encoding of what devices and edges have trained in a round: the values in `fp32`, or their
+            change since the adapter version in `bf16` or `int8`.
         aggregation: How adapters are averaged: A and B apart, their product, or A and B without extreme values.
         trim: With `trimmed`, share of the devices whose values are left out at each end; at least one of three.
         clip_updates: Shorten updates that are longer than the median of the round, whatever the aggregation.
@@ -95,6 +105,7 @@ class TrainingSettings:
     labels: Labels = Labels.CLOUD
     codec: str = "int8"
     codec_check: float = 0.01
+    update_codec: UpdateCodec = UpdateCodec.FP32
     aggregation: Aggregation = Aggregation.FEDAVG
     trim: float = 0.2
     clip_updates: bool = False

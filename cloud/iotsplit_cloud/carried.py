@@ -35,7 +35,7 @@ class Carried:
 
     Args:
         settings: the fleet's.
-        check: raises a PeerError for an update that cannot be averaged.
+        check: decodes an update; raises a PeerError for one that cannot be averaged.
     """
 
     def __init__(self, settings: TrainingSettings, check: Check) -> None:
@@ -94,12 +94,12 @@ class Carried:
 
     def _keep(self, session: CloudSession, frame: Frame, update: Update, now: float) -> None:
         try:
-            session.check(frame.tier, update, self._check)
+            decoded = session.check(frame.tier, update, self._check)
         except PeerError as error:
             if session.awaited.is_hopeless(frame.identity, error):
                 session.unfit = str(error)
             raise
-        self._updates[frame.device][frame.tier] = update
+        self._updates[frame.device][frame.tier] = decoded
         session.awaited.arrived(frame.identity, now)
         session.progress(now)
 

@@ -20,8 +20,8 @@ from iotsplit.session import Awaited, Backup, wanted_by
 from iotsplit.settings import TrainingSettings
 from iotsplit.states import Assignment, Event, Metrics
 
-Check = Callable[[Tier, Update, int], None]
-"""Raises a PeerError for an update that cannot have come from that version, or cannot be averaged."""
+Check = Callable[[Tier, Update, int], Update]
+"""Decodes an update; a PeerError if it cannot have come from that version, or cannot be averaged."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -128,15 +128,15 @@ class CloudSession:
         kept = self.backup.again(wanted_by(frame, want))
         return [] if kept is None else [kept]
 
-    def check(self, tier: Tier, update: Update, check: Check) -> None:
-        """Look whether an update is of all that was trained here, and can be averaged.
+    def check(self, tier: Tier, update: Update, check: Check) -> Update:
+        """Decode an update if it is of all that was trained here, and can be averaged.
 
         Raises:
             PeerError: it is not.
         """
         if update.tokens != self.tokens:
             raise TensorRefusedError(f"an update for {update.tokens} tokens, not {self.tokens}")
-        check(tier, update, self.assignment.version)
+        return check(tier, update, self.assignment.version)
 
     def resume(self, resume: Resume) -> Frame:
         """Tell the edge where we stand."""

@@ -36,7 +36,7 @@ class Equipment:
         tail: the cloud's part.
         ledger: entered at each step.
         turns: numbers the cloud's Resume messages.
-        check: raises a PeerError for an update that cannot be averaged.
+        check: decodes an update; raises a PeerError for one that cannot be averaged.
         to_start: puts the tail back to where it was when the round began.
     """
 
@@ -302,8 +302,8 @@ class TrainingRound:
     def _take(self, session: CloudSession, frame: Frame, now: float) -> list[Output]:
         match frame.content:
             case Update() as update if UPDATE_OF.get(frame.tier) == frame.micro_batch:
-                session.check(frame.tier, update, self._check)
-                self.updates[frame.device][frame.tier] = update
+                decoded = session.check(frame.tier, update, self._check)
+                self.updates[frame.device][frame.tier] = decoded
                 self._arrived(session, frame, now)
                 return []
             case Activation() | TailGradient() if frame.tier is Tier.EDGE:

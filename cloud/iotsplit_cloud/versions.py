@@ -13,11 +13,12 @@ from iotsplit.messages import Message, Update
 from iotsplit.plan import Tier
 from iotsplit.retained import cut_version, digest
 from iotsplit.role import Local
-from iotsplit.settings import TrainingSettings
+from iotsplit.settings import TrainingSettings, UpdateCodec
 from iotsplit.states import AdapterHead, AdapterLatest, Forget
 from iotsplit.tensors import adapters
 from iotsplit.tensors.aggregation import next_version
 from iotsplit.tensors.bounds import check_update
+from iotsplit.tensors.updates import LARGEST_GROWTH, decode
 
 KEPT_VERSIONS = 4
 
@@ -121,17 +122,25 @@ class Library:
         self.head = head
         return [*chunks, head, AdapterLatest(version=self.current.version)]
 
-    def check(self, tier: Tier, update: Update, since: int) -> None:
+    def check(self, tier: Tier, update: Update, since: int) -> Update:
         """Look whether an update can be averaged, and can come from the version that it began with.
+
+        Returns:
+            The update with all parameters, as float32.
 
         Raises:
             PeerError: it is not what was agreed, or further away than training goes.
         """
-        tensors = adapters.from_bytes(update.tensors, self._shapes[tier])
         base = self._versions.get(since)
         if base is None:
             raise TensorRefusedError(f"an update of version {since}, which is not kept any more")
-        check_update(base.section(tier), tensors, self._settings)
+        codec = self._settings.update_codec
+        start = base.section(tier)
+        tensors = decode(update.tensors, start, codec)
+        check_update(start, tensors, self._settings, growth=LARGEST_GROWTH[codec])
+        if codec is UpdateCodec.FP32:
+            return update
+        return msgspec.structs.replace(update, tensors=adapters.to_bytes(tensors))
 
     def rebased(self, tier: Tier, update: Update, *, since: int) -> Update:
         """What an update of an earlier version would be today: its change, made to the current version.

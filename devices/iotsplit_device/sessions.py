@@ -223,7 +223,7 @@ class Training:
         """Bring what was trained to the cloud."""
         self._batches = []
         self.awaited = Awaited()
-        update = Update(tier=Tier.DEVICE, tokens=self._trained_tokens, tensors=self._work.adapter())
+        update = Update(tier=Tier.DEVICE, tokens=self._trained_tokens, tensors=self._work.update())
         return [self.backup.keep(update, Tier.CLOUD, (self._step, 0))]
 
     def _save(self) -> list[Output]:

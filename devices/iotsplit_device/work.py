@@ -12,7 +12,7 @@ from iotsplit.messages import (
 )
 from iotsplit.plan import Labels
 from iotsplit.settings import TrainingSettings
-from iotsplit.tensors import adapters
+from iotsplit.tensors import adapters, updates
 from iotsplit.tensors.boundary import Boundary
 from iotsplit.tensors.compression import pack_integers
 from iotsplit.tensors.exchange import CodecError, Exchange
@@ -40,6 +40,7 @@ class DeviceWork:
         self._exchange = Exchange(settings, part.width)
         self._trained = Trained(adapters.parameters(part), settings)
         self._boundary = Boundary()
+        self._start = self._trained.values()
         self.session = ""
         """Name of the session at hand."""
 
@@ -51,6 +52,7 @@ class DeviceWork:
     def load(self, adapter: bytes) -> None:
         """Take over an adapter version; the optimizer starts anew."""
         self._trained.start_over(adapter)
+        self._start = self._trained.values()
         self._boundary.drop_all()  # what a session that was dropped has left
 
     def checkpoint(self) -> bytes:
@@ -115,6 +117,10 @@ class DeviceWork:
     def adapter(self) -> bytes:
         """The part's LoRA parameters as they are."""
         return self._trained.adapter()
+
+    def update(self) -> bytes:
+        """The part's LoRA parameters as the cloud gets them."""
+        return updates.encode(self._trained.parameters, self._start, self.settings.update_codec)
 
     def codec_errors(self) -> list[CodecError]:
         """What the codec has lost of tensors that were sent since the last call."""

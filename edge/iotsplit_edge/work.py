@@ -5,7 +5,7 @@ import torch
 from iotsplit.messages import Activation, Gradient, Identity, TailGradient, TailHidden
 from iotsplit.plan import Labels
 from iotsplit.settings import TrainingSettings
-from iotsplit.tensors import adapters
+from iotsplit.tensors import adapters, updates
 from iotsplit.tensors.boundary import Boundary
 from iotsplit.tensors.compression import unpack_labels, unpack_mask
 from iotsplit.tensors.exchange import CodecError, Exchange
@@ -30,7 +30,8 @@ class EdgeWork:
         self._settings = settings
         self._exchange = Exchange(settings, part.width)
         shapes = {name: tuple(value.shape) for name, value in adapters.parameters(part).items()}
-        self._trained = Trained(adapters.fresh(adapters.from_bytes(adapter, shapes)), settings)
+        self._start = adapters.from_bytes(adapter, shapes)
+        self._trained = Trained(adapters.fresh(self._start), settings)
         self._boundary = Boundary()
         self._shapes: dict[Key, tuple[int, ...]] = {}
         self.session = ""
@@ -129,5 +130,5 @@ class EdgeWork:
         self._trained.restore(body)
 
     def adapter(self) -> bytes:
-        """The session's LoRA parameters as they are."""
-        return self._trained.adapter()
+        """The session's LoRA parameters as the cloud gets them."""
+        return updates.encode(self._trained.parameters, self._start, self._settings.update_codec)

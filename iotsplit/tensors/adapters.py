@@ -125,12 +125,15 @@ def to_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
     return data
 
 
-def from_bytes(data: bytes, like: Mapping[str, Sequence[int]]) -> dict[str, torch.Tensor]:
+def from_bytes(
+    data: bytes, like: Mapping[str, Sequence[int]], *, dtypes: Mapping[str, torch.dtype] | None = None
+) -> dict[str, torch.Tensor]:
     """Read safetensors from the bus.
 
     Args:
         data: what came.
-        like: names and shapes that must be in it, all float32.
+        like: names and shapes that must be in it.
+        dtypes: of those that are not float32.
 
     Raises:
         TensorRefusedError: not safetensors, or other names, shapes or types.
@@ -143,7 +146,8 @@ def from_bytes(data: bytes, like: Mapping[str, Sequence[int]]) -> dict[str, torc
     if tensors.keys() != like.keys():
         raise TensorRefusedError(_difference(tensors.keys(), like.keys()))
     for name, tensor in tensors.items():
-        if tensor.dtype != torch.float32 or tuple(tensor.shape) != tuple(like[name]):
+        dtype = (dtypes or {}).get(name, torch.float32)
+        if tensor.dtype != dtype or tuple(tensor.shape) != tuple(like[name]):
             raise TensorRefusedError(f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}")
         if not torch.isfinite(tensor).all():
             raise NotFiniteError(name)

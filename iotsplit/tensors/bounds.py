@@ -49,7 +49,11 @@ def check_gradients(gradients: Mapping[str, torch.Tensor], norm_bound: float) ->
 
 
 def check_update(
-    start: Mapping[str, torch.Tensor], update: Mapping[str, torch.Tensor], settings: TrainingSettings
+    start: Mapping[str, torch.Tensor],
+    update: Mapping[str, torch.Tensor],
+    settings: TrainingSettings,
+    *,
+    growth: float = 0.0,
 ) -> None:
     """Look whether the fleet's optimizer can have made an update from its adapter version.
 
@@ -60,6 +64,7 @@ def check_update(
         start: the section of the version that the round began with.
         update: finite tensors of the same names and shapes.
         settings: the fleet's.
+        growth: by how much, relative to the way, the codec may have made it longer.
 
     Raises:
         TensorRefusedError: it is further away than that.
@@ -74,7 +79,7 @@ def check_update(
         moved = norm_of(changes)
         reach = settings.learning_rate * settings.local_steps * settings.norm_bound
         rounding *= math.sqrt(sum(change.numel() for change in changes.values()))
-    if not moved <= reach * (1 + _ROUNDING) + rounding:
+    if not moved <= reach * (1 + _ROUNDING + growth) + rounding:
         raise TensorRefusedError(
             f"an update that moves by {moved:.3g}, while {settings.local_steps} steps reach {reach:.3g}"
         )

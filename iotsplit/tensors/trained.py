@@ -35,6 +35,10 @@ class Trained:
         """Shapes of the parameters by name."""
         return {name: tuple(value.shape) for name, value in self.parameters.items()}
 
+    def values(self) -> dict[str, torch.Tensor]:
+        """A copy of the parameters."""
+        return {name: value.detach().clone() for name, value in self.parameters.items()}
+
     def load(self, adapter: bytes) -> None:
         """Take over an adapter's values; the optimizer goes on.
 

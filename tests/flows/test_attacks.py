@@ -38,7 +38,7 @@ def scaled_updates(work: DeviceWork) -> None:
             return adapter()  # the session begins with it
         return adapters.to_bytes({n: start[n] + SCALE * (trained[n] - start[n]) for n in start})
 
-    work.load, work.adapter = loaded, scaled  # type: ignore[assignment,method-assign]
+    work.load, work.update = loaded, scaled  # type: ignore[assignment,method-assign]
 
 
 def exploding_gradients(work: DeviceWork) -> None:

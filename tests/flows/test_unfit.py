@@ -103,7 +103,9 @@ def test_an_edge_whose_gradients_explode_ends_the_session_at_once(
         pack = Exchange.pack_gradient
         growth = GROWTH if self.backup.assignment.device == "b" else 1.0
         with monkeypatch.context() as patched:
-            patched.setattr(Exchange, "pack_gradient", lambda own, gradient: pack(own, growth * gradient))
+            patched.setattr(
+                Exchange, "pack_gradient", lambda own, gradient, at: pack(own, growth * gradient, at)
+            )
             return send_down(self, content, now)
 
     monkeypatch.setattr(Training, "_send_down", spoiled)

@@ -56,7 +56,7 @@ class Fleet:
             self.birth(device, Tier.DEVICE)
         desk = Desk(cloud="c", run="r", first_epoch=lambda: 1, settings=SETTINGS, members=self.members)
         self.round = Round(new_sessions(desk.assign(pairs, "train", "1", LIBRARY), SETTINGS, 0.0))
-        self.carried = Carried(SETTINGS, lambda *_: None)
+        self.carried = Carried(SETTINGS, lambda _, update, since: update)
         settings = FleetSettings(step_timeout=TIMEOUT_S, **fleet)
         self.watch = Watch(self.members, settings, desk, self.carried)
 
