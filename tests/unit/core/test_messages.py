@@ -139,9 +139,18 @@ def test_strange_json_is_refused(payload: bytes) -> None:
         decode_state(payload, AdapterHead)
 
 
-def test_settings_that_cannot_work_are_a_malformed_assignment() -> None:
-    payload = b'{"device":"d1","task":"train","settings":{"rounds":0}}'
-    with pytest.raises(MalformedMessageError, match="rounds 0 is too small"):
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        (b'{"rounds":0}', "rounds 0 is too small"),
+        (b'{"codec":"int2"}', "codec 'int2' is unknown"),
+        (b'{"codec":"int4:int2"}', "codec 'int4:int2' is unknown"),
+        (b'{"update_codec":"int4"}', "Invalid enum value 'int4'.*update_codec"),
+    ],
+)
+def test_settings_that_cannot_work_are_a_malformed_assignment(settings: bytes, named: str) -> None:
+    payload = b'{"device":"d1","task":"train","settings":' + settings + b"}"
+    with pytest.raises(MalformedMessageError, match=named):
         decode_state(payload, Assignment)
 
 

@@ -259,3 +259,73 @@ def test_subnormal_values_leave_the_bound_and_that_is_seen() -> None:
     tensor = torch.full((1, 64), 1e-40)
     lost = relative_error(pack(tensor, Codec.BF16), tensor, Codec.BF16)
     assert lost > compression.SCHEMES[Codec.BF16].largest_error(64)
+
+
+# --- what models do not make, but machines and peers can
+
+
+@given(st.integers(0, 3), st.integers(1, 200), st.sampled_from(Codec), st.integers(0, 2**32))
+def test_any_width_comes_back_as_it_was(tokens: int, width: int, codec: Codec, seed: int) -> None:
+    tensor = torch.randn(tokens, width, generator=torch.Generator().manual_seed(seed))
+    back = _around(tensor, codec)
+    assert back.shape == tensor.shape
+    assert len(pack(tensor, codec).data) == compression.SCHEMES[codec].size_bytes(tokens, width)
+    if tokens:
+        assert (back - tensor).norm() <= compression.SCHEMES[codec].largest_error(width) * tensor.norm()
+
+
+@pytest.mark.parametrize("codec", Codec)
+@pytest.mark.parametrize("width", [1, 63, 64, 65, 576])
+def test_zeros_of_both_signs_stay_zeros(codec: Codec, width: int) -> None:
+    assert (_around(torch.zeros(2, width), codec) == 0).all()
+    assert (_around(-torch.zeros(2, width), codec) == 0).all()
+
+
+@pytest.mark.parametrize("codec", Codec)
+@pytest.mark.parametrize("value", [1.0, -0.37, 6e4, 2.0**-60])
+def test_a_constant_tensor_stays_near_its_value(codec: Codec, value: float) -> None:
+    tensor = torch.full((3, 64), value)
+    # One value in all channels is one channel after the rotation, and the largest of its token.
+    assert torch.allclose(_around(tensor, codec), tensor, rtol=2.0**-8)
+
+
+@pytest.mark.parametrize("codec", Codec)
+@pytest.mark.parametrize("value", [1.4e-45, 1e-40, 1.1e-38])
+def test_subnormal_values_come_back_finite_and_no_larger_than_twice(codec: Codec, value: float) -> None:
+    tensor = torch.full((2, 70), value)
+    tensor[:, ::3] *= -1
+    back = _around(tensor, codec)
+    assert torch.isfinite(back).all()
+    assert float(back.norm()) <= 2 * float(tensor.norm()) + 1e-37
+
+
+@pytest.mark.parametrize("codec", Codec)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_largest_float_survives_or_is_refused_by_name(codec: Codec, sign: float) -> None:
+    tensor = torch.zeros(1, 70)
+    tensor[0, 3] = sign * torch.finfo(torch.float32).max
+    try:
+        back = _around(tensor, codec)
+    except NotFiniteError:
+        return
+    assert torch.isfinite(back).all()
+    assert float(back[0, 3]) == pytest.approx(float(tensor[0, 3]), rel=0.01)
+
+
+@given(tensors(largest=3.4028234663852886e38), st.sampled_from(Codec))
+def test_any_finite_tensor_is_read_finite_or_refused(tensor: torch.Tensor, codec: Codec) -> None:
+    try:
+        back = _around(tensor, codec)
+    except NotFiniteError:
+        return
+    assert torch.isfinite(back).all()
+
+
+@pytest.mark.parametrize("codec", Codec)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [0, 63, 64, 69])
+def test_one_value_that_is_not_finite_is_found_wherever_it_is(codec: Codec, value: float, place: int) -> None:
+    tensor = torch.ones(2, 70)
+    tensor[1, place] = value
+    with pytest.raises(NotFiniteError):
+        pack(tensor, codec)
