@@ -6,7 +6,8 @@ One thread. The model runs as its three parts, as in a fleet, on a batch of the 
 encoded by each codec. Times are medians over `--repeats` with 10th and 90th percentile. `encode` is tensor to
 bytes and `decode` back, `frame` is bytes to the broker's payloads and `unframe` back, as the mailbox does it,
 with LZ4 and checksum; `lz4` is what trying LZ4 takes of it. `share` is the sum of the first four, relative to
-forward + backward of the device's part in the same run. `bits` are per value, before LZ4 and on the wire.
+forward + backward of the device's part in the same run. `bits` are per value, before LZ4 and on the wire;
+`error` is what is lost, relative to the norm.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from iotsplit.plan import Tier, cut_model
 from iotsplit.runtime import serve
 from iotsplit.settings import Codec, TrainingSettings
 from iotsplit.tensors import adapters
-from iotsplit.tensors.compression import pack, unpack
+from iotsplit.tensors.compression import pack, relative_error, unpack
 from iotsplit.tensors.models import describe, resolve
 from iotsplit.tensors.parts import Part, load_part
 from iotsplit_device.batches import MicroBatch
@@ -110,8 +111,9 @@ def measure(tensor: torch.Tensor, codec: Codec, repeats: int, own_ms: float) -> 
     middle = [statistics.median(each) for each in (encode, decode, frame, back, tried)]
     before, after = (8 * size / tensor.numel() for size in (len(packed.data), sum(map(len, payloads))))
     share = sum(middle[:4]) / own_ms
+    lost = relative_error(packed, tensor, codec)
     return (
-        f"{codec:24}{before:7.2f}{after:7.2f}  {shown(encode):22}{shown(decode):22}"
+        f"{codec:24}{lost:8.4f}{before:7.2f}{after:7.2f}  {shown(encode):22}{shown(decode):22}"
         f"{middle[2]:7.2f}{middle[3]:9.2f}{middle[4]:6.2f}{share:8.2%}"
     )
 
@@ -129,7 +131,7 @@ def main() -> None:
     settings = TrainingSettings(micro_batches=1)
     directory = resolve(options.model, serve.cache_directory())
     tiers = Tiers(directory, settings)
-    titles = f"{'  bits on wire':16}{'encode ms':22}{'decode ms':22}  frame  unframe   lz4   share"
+    titles = f"{'  error   bits on wire':24}{'encode ms':22}{'decode ms':22}  frame  unframe   lz4   share"
     for data in options.data:
         (batch,) = batches_of(data, directory, settings).step(1, 0, local_steps=1)
         crossings = tiers.crossings(batch)

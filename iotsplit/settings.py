@@ -105,7 +105,7 @@ class TrainingSettings:
     labels: Labels = Labels.CLOUD
     codec: str = "int8"
     codec_check: float = 0.01
-    update_codec: UpdateCodec = UpdateCodec.FP32
+    update_codec: UpdateCodec = UpdateCodec.BF16
     aggregation: Aggregation = Aggregation.FEDAVG
     trim: float = 0.2
     clip_updates: bool = False

@@ -11,7 +11,7 @@ from safetensors.torch import load
 from iotsplit.errors import RunFailedError
 from iotsplit.plan import Labels
 from iotsplit.settings import Aggregation, Optimizer, TrainingSettings
-from iotsplit.tensors import adapters
+from iotsplit.tensors import updates
 from iotsplit_device.role import DeviceRole
 from iotsplit_device.tokens import Tokens
 from iotsplit_device.work import DeviceWork
@@ -25,20 +25,13 @@ SCALE = -50.0
 
 def scaled_updates(work: DeviceWork) -> None:
     """Sends the opposite of what it has learned, many times over: model replacement."""
-    start: dict[str, Any] = {}
-    begin, adapter = work.load, work.adapter
-
-    def loaded(version: bytes) -> None:
-        begin(version)
-        start.update(load(version))
 
     def scaled() -> bytes:
-        trained = load(adapter())
-        if not any((trained[name] != start[name]).any() for name in start):
-            return adapter()  # the session begins with it
-        return adapters.to_bytes({n: start[n] + SCALE * (trained[n] - start[n]) for n in start})
+        trained, start = load(work.adapter()), work._start
+        changed = {name: start[name] + SCALE * (trained[name] - start[name]) for name in start}
+        return updates.encode(changed, start, work.settings.update_codec)
 
-    work.load, work.update = loaded, scaled  # type: ignore[assignment,method-assign]
+    work.update = scaled  # type: ignore[method-assign]
 
 
 def exploding_gradients(work: DeviceWork) -> None:

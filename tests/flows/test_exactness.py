@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from iotsplit.plan import Labels
-from iotsplit.settings import BaseDtype, Codec, Optimizer, TrainingSettings
+from iotsplit.settings import BaseDtype, Codec, Optimizer, TrainingSettings, UpdateCodec
 from tests.flows.monolith import Monolith
 from tests.support import Fleet, sequences
 
@@ -23,6 +23,7 @@ def settings(**changes: Any) -> TrainingSettings:
         "sequence_length": 16,
         "cut": (1, 3),
         "codec": Codec.FP32,
+        "update_codec": UpdateCodec.FP32,
         "rank": 2,
         "alpha": 4.0,
         "learning_rate": 1e-2,
