@@ -94,7 +94,7 @@ def test_a_base_type_that_nobody_knows_is_refused_from_the_bus(name: str) -> Non
     told = encode_state(TrainingSettings(base_dtype=BaseDtype.BF16))
     assert decode_state(told, TrainingSettings).base_dtype is BaseDtype.BF16
     with pytest.raises(MalformedMessageError, match="base_dtype"):
-        decode_state(told.replace(b'"bf16"', f'"{name}"'.encode()), TrainingSettings)
+        decode_state(told.replace(b'base_dtype":"bf16"', f'base_dtype":"{name}"'.encode()), TrainingSettings)
 
 
 def test_settings_from_before_there_were_base_types_are_of_fp32() -> None:
