@@ -25,6 +25,10 @@ SUMMARIES = {
     "broker": "run a broker that is ready for fleets",
     "adapters": "list, show or roll back adapter versions of a live fleet",
     "export": "write a live fleet's adapter as a PEFT directory",
+    "record": "write what is on a broker to a tape",
+    "inspect": "look into a tape",
+    "replay": "say a tape again, or hold one agent to it",
+    "tape": "compare, cut, merge and convert tapes",
     "split": "cut a model into a part for each tier",
 }
 EXAMPLES = """\
@@ -35,6 +39,7 @@ Examples:
   iotsplit run --model smollm2 --data logs/ --devices 4 --edges 2 --rounds 3 --output out
   iotsplit device --broker mqtts://broker.plant7:8883 --id press-3 --data notes.jsonl
   iotsplit adapters list --broker mqtt://broker.plant7
+  iotsplit record --rounds 2 run.tape && iotsplit replay run.tape --against edge
 
 Usage: iotsplit COMMAND [OPTIONS]
 

@@ -9,6 +9,7 @@
     │   ├── RefusedError           4  credentials, TLS or access rules
     │   ├── QuorumError            5  agents missing or too slow
     │   ├── MismatchError          6  protocol, model or cut differ
+    │   ├── DiffersError           7  a replay says something else than its tape
     │   └── RunFailedError         1  the work started and failed (disk full, process lost)
     └── PeerError              something arrived that is not acceptable: count, log once, drop
         ├── MalformedMessageError
@@ -71,6 +72,12 @@ class MismatchError(UserError):
     """Two agents differ in protocol version, model or cut."""
 
     exit_code = 6
+
+
+class DiffersError(UserError):
+    """A replayed agent says something else than its tape holds, or two tapes differ."""
+
+    exit_code = 7
 
 
 class RunFailedError(UserError):

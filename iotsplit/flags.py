@@ -31,7 +31,7 @@ class Leaf:
     @property
     def flag(self) -> str:
         """As written on the command line."""
-        return "--" + self.name.replace("_", "-")
+        return "--" + self.name.rstrip("_").replace("_", "-")
 
     @property
     def is_switch(self) -> bool:
@@ -115,14 +115,19 @@ def _argument_help(spec: type) -> dict[str, str]:
     return helps
 
 
-def _app(leaves: Iterable[Leaf], about: str, name: str) -> App:
+def _app(leaves: Iterable[Leaf], about: str, name: str, places: Sequence[str]) -> App:
     def command(**_given: Any) -> None:
         """Stand in for the command: only its signature matters."""
 
     leaves = list(leaves)
     titles = dict.fromkeys(leaf.group for leaf in leaves)
     groups = {title: Group(title, sort_key=place) for place, title in enumerate(titles)}
-    parameters = [_parameter(leaf, groups[leaf.group]) for leaf in leaves]
+    flags = [leaf.flag for leaf in leaves if leaf.name not in places]
+    parameters = [
+        _place(leaf, groups[leaf.group], flags) if leaf.name in places else _parameter(leaf, groups[leaf.group])
+        for leaf in leaves
+    ]
+    parameters.sort(key=lambda each: places.index(each.name) if each.name in places else len(places))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by inspect
     command.__annotations__ = {each.name: each.annotation for each in parameters}
     return App(
@@ -135,20 +140,34 @@ def _app(leaves: Iterable[Leaf], about: str, name: str) -> App:
     )
 
 
-def _parameter(leaf: Leaf, group: Group) -> inspect.Parameter:
+def _place(leaf: Leaf, group: Group, flags: Sequence[str]) -> inspect.Parameter:
+    """A parameter that is written without a flag; ``-`` may stand for stdin or stdout."""
+
+    def convert(kind: Any, tokens: Sequence[Any]) -> Any:
+        word = tokens[0].value
+        if word.startswith("-") and word != "-":
+            raise ValueError(f"unknown option {word}{suggest(word.partition('=')[0], flags)}")
+        return _path(kind, tokens) if leaf.kind is Path else word
+
+    plain = _parameter(leaf, group, name=leaf.name.upper(), allow_leading_hyphen=True, converter=convert)
+    return plain.replace(kind=inspect.Parameter.POSITIONAL_ONLY)
+
+
+def _parameter(leaf: Leaf, group: Group, **changes: Any) -> inspect.Parameter:
     names = [leaf.flag] + ([SHORT_FLAGS[leaf.name]] if leaf.name in SHORT_FLAGS else [])
     required = leaf.default is MISSING
-    note = Parameter(
-        name=names,
-        help=leaf.help + (" [required]" if required else ""),
-        group=group,
-        negative="",
-        required=False,
-        show_default=_shown_default(leaf),
-        converter=_converter(leaf),
-        n_tokens=1 if leaf.items else None,
-        metavar="LIST" if leaf.items else None,
-    )
+    about: dict[str, Any] = {
+        "name": names,
+        "help": leaf.help + (" [required]" if required else ""),
+        "group": group,
+        "negative": "",
+        "required": False,
+        "show_default": _shown_default(leaf),
+        "converter": _converter(leaf),
+        "n_tokens": 1 if leaf.items else None,
+        "metavar": "LIST" if leaf.items else None,
+    }
+    note = Parameter(**(about | changes))
     return inspect.Parameter(
         leaf.name,
         inspect.Parameter.KEYWORD_ONLY,
@@ -158,7 +177,7 @@ def _parameter(leaf: Leaf, group: Group) -> inspect.Parameter:
 
 
 def _shown_default(leaf: Leaf) -> bool | Callable[[Any], str]:
-    if leaf.is_switch or leaf.default in (None, MISSING, ""):
+    if leaf.is_switch or leaf.default in (None, MISSING, "", ()):
         return False
     if leaf.items:
         return lambda value: ",".join(str(item) for item in value)
@@ -189,7 +208,7 @@ def _path(_kind: Any, tokens: Sequence[Any]) -> Path:
 
 def _comma_list(leaf: Leaf) -> Callable[[Any, Sequence[Any]], tuple[Any, ...]]:
     def convert(_kind: Any, tokens: Sequence[Any]) -> tuple[Any, ...]:
-        words = [word.strip() for word in tokens[0].value.split(",") if word.strip()]
+        words = [word.strip() for token in tokens for word in token.value.split(",") if word.strip()]
         kinds = leaf.items
         if kinds[-1] is Ellipsis:
             kinds = (kinds[0],) * len(words)
@@ -214,10 +233,11 @@ class Reader:
         leaves: the command's options.
         about: what the command does.
         name: the command as the user writes it, such as ``iotsplit run``.
+        places: names of options that are written without a flag, in this order.
     """
 
-    def __init__(self, leaves: Iterable[Leaf], *, about: str, name: str) -> None:
-        self._app = _app(leaves, about, name)
+    def __init__(self, leaves: Iterable[Leaf], *, about: str, name: str, places: Sequence[str] = ()) -> None:
+        self._app = _app(leaves, about, name, places)
         self._name = name
 
     def print_help(self, examples: Sequence[str]) -> None:

@@ -111,6 +111,7 @@ def parse(
     *,
     name: str,
     examples: Sequence[str] = (),
+    places: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> SpecT:
     """Read a command's options; a field of ``spec`` that is a dataclass is flattened into it.
@@ -120,6 +121,7 @@ def parse(
         words: the command line behind the command.
         name: the command as the user writes it, such as ``iotsplit run``.
         examples: command lines shown at the top of ``--help``.
+        places: fields that are written without a flag, in this order.
         environment: instead of the process's.
 
     Raises:
@@ -127,7 +129,7 @@ def parse(
         SystemExit: help was asked for and has been printed.
     """
     leaves = {leaf.name: leaf for leaf in leaves_of(spec)}
-    reader = Reader(leaves.values(), about=about(spec), name=name)
+    reader = Reader(leaves.values(), about=about(spec), name=name, places=places)
     if HELP_FLAGS.intersection(words):
         reader.print_help(examples)
         raise SystemExit(0)
@@ -136,7 +138,7 @@ def parse(
     _add_environment(given, leaves, reader, surroundings)
     if given.get("config") is not None:
         _add_file(given, leaves, reader, given["config"])
-    _refuse_missing(given, leaves.values(), name)
+    _refuse_missing(given, leaves.values(), name, places)
     return _build(spec, given)
 
 
@@ -189,8 +191,12 @@ def _read(path: Path, what: str) -> str:
         raise UsageError(f"{what} {path} cannot be read: {reason}", fix="check the path") from None
 
 
-def _refuse_missing(given: Mapping[str, Any], leaves: Iterable[Leaf], name: str) -> None:
-    missing = [leaf.flag for leaf in leaves if leaf.default is MISSING and given.get(leaf.name) is None]
+def _refuse_missing(given: Mapping[str, Any], leaves: Iterable[Leaf], name: str, places: Sequence[str]) -> None:
+    missing = [
+        leaf.name.upper() if leaf.name in places else leaf.flag
+        for leaf in leaves
+        if leaf.default is MISSING and given.get(leaf.name) is None
+    ]
     if missing:
         raise UsageError(f"{name} needs {', '.join(missing)}", fix=f"see {name} --help")
 

@@ -84,7 +84,7 @@ def main(words: Sequence[str]) -> int:
     return code
 
 
-def make_role(
+def make_role(  # noqa: PLR0913 - a cloud is made of so many things
     birth: Birth,
     directory: Path,
     info: ModelInfo,
@@ -92,8 +92,19 @@ def make_role(
     options: CloudOptions,
     peft: dict[str, Any],
     saved: Saved | None,
+    run: str = "",
 ) -> CloudRole:
-    """Put the cloud together, new or from what it has saved."""
+    """Put the cloud together, new or from what it has saved.
+
+    Args:
+        birth: what it says of itself.
+        directory: of the model.
+        info: what the model is.
+        options: the cloud's.
+        peft: the ``adapter_config.json`` of every version.
+        saved: what an earlier start has left.
+        run: a word that is new with each start; made here if there is none.
+    """
     settings = options.training
     plans = cut_model(info.layers, settings.cut, settings.labels)
     part = load_part(directory, plans[Tier.CLOUD])
@@ -134,11 +145,10 @@ def make_role(
             saved.report if saved else new_report(options.fleet, model, settings), saved.row if saved else None
         ),
     )
-    run = secrets.token_hex(3)
     return CloudRole(
         birth=birth,
         parts=parts,
-        run=run,
+        run=run or secrets.token_hex(3),
         earlier=saved.earlier if saved else None,
     )
 

@@ -59,7 +59,7 @@ def main(words: Sequence[str]) -> int:
     agent = check_agent_id(options.id or "device")
     directory = resolve(options.model, serve.cache_directory())
     info = describe(directory)
-    records = _records(options, agent)
+    records = read_records(options, agent)
     birth = new_birth(
         agent,
         Tier.DEVICE,
@@ -77,7 +77,12 @@ def main(words: Sequence[str]) -> int:
     return serve.serve(role, options, sink=store.take)
 
 
-def _records(options: DeviceOptions, agent: str) -> list[Record]:
+def read_records(options: DeviceOptions, agent: str) -> list[Record]:
+    """A device's data: a file or folder, or its share of a built-in set.
+
+    Raises:
+        UsageError: there is none, or it cannot be read.
+    """
     if not options.data:
         raise UsageError("a device needs data", fix="name a file or folder with --data")
     if Path(options.data).exists():

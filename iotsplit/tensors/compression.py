@@ -133,6 +133,24 @@ def unpack_integers(packed: PackedTensor, shape: Shape) -> torch.Tensor:
     return torch.from_numpy(np.frombuffer(packed.data, dtype).astype(np.int64)).reshape(shape)
 
 
+def unpack_any(packed: PackedTensor) -> NDArray[Any]:
+    """Values of a tensor of whatever scheme, for people who look: nothing is agreed on, NaN is passed on.
+
+    Raises:
+        TensorRefusedError: the scheme is unknown, or the length is not that of the shape.
+        NotFiniteError: it cannot be unpacked because its scales are not finite.
+    """
+    shape = tuple(packed.shape)
+    if packed.scheme in _INTEGERS:
+        return unpack_integers(packed, shape).numpy()
+    if packed.scheme not in set(Codec):
+        raise TensorRefusedError(f"scheme {packed.scheme!r} is unknown")
+    scheme = SCHEMES[Codec(packed.scheme)]
+    tokens, width = _rows(shape)
+    _check(packed, (packed.scheme,), shape, scheme.size_bytes(tokens, width))
+    return scheme.unpack(packed.data, tokens, width).reshape(shape)
+
+
 def unpack_mask(packed: PackedTensor, shape: Shape) -> torch.Tensor:
     """Unpack a mask, as int64 of `shape`.
 

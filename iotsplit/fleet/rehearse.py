@@ -1,0 +1,178 @@
+"""``iotsplit replay --against``: whether an agent still says what it said on a tape."""
+
+import dataclasses
+import json
+import math
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from iotsplit.errors import DiffersError, RunFailedError, UsageError
+from iotsplit.options import CommonOptions
+from iotsplit.plan import Tier
+from iotsplit.runtime.files import writing
+from iotsplit.tape import files
+from iotsplit.tape.casting import Actor, Cast, find_cast
+from iotsplit.tape.facts import Facts, Reading, Start
+from iotsplit.tape.files import PIPE
+from iotsplit.tape.rehearsal import Rehearsal, play
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgainstOptions(CommonOptions):
+    """One agent instead of a broker.
+
+    Args:
+        tape: File of the tape, or - for a pipe.
+        against: Run this agent from the tape instead: device, edge or cloud.
+        agent: Its id, if there are several of its tier.
+        model: Its model: packaged name, directory, .gguf file or hub id.
+        part: Its part of the model, made by iotsplit split; instead of the model.
+        data: Data of the device: file, folder or built-in set. They are never on a tape.
+        columns: Columns or keys of the data, as the device had them.
+        eval_limit: Most held-out sequences, as the device had it.
+        tolerance: Largest difference in a tensor, as a share of its largest value; 0 for the same bytes.
+        report: File for the result as JSON.
+    """
+
+    tape: Path
+    against: Tier | None = None
+    agent: str | None = None
+    model: str = "smollm2"
+    part: Path | None = None
+    data: str = ""
+    columns: tuple[str, ...] = ()
+    eval_limit: int | None = None
+    tolerance: float = 0.0
+    report: Path | None = None
+
+
+class Outcome(msgspec.Struct, kw_only=True):
+    """What a replay against an agent found.
+
+    Args:
+        compared: statements that both sides have.
+        largest: largest difference in a tensor, as a share of its largest value.
+        skipped: sessions that had begun before the tape.
+    """
+
+    agent: str
+    tier: Tier
+    same: bool
+    incarnations: int
+    inputs: int
+    compared: int
+    compared_bytes: int
+    tolerance: float
+    largest: float
+    skipped: list[str]
+    difference: dict[str, Any] | None = None
+
+
+def rehearse(options: AgainstOptions, tier: Tier) -> int:
+    """Run one agent of a tape against it.
+
+    Raises:
+        UsageError: tape, model or data cannot be used.
+        MismatchError: another model, or a tape of another format.
+        DiffersError: the agent says something else.
+    """
+    _check(options, tier)
+    cast = find_cast(tier)
+    header = files.header(options.tape)
+    if header.redacted:
+        raise UsageError(
+            f"the tensors in {options.tape} were replaced by zeros", fix="record without --redact-tensors"
+        )
+    reading = Reading(header, tier=tier, agent=options.agent)
+    facts = reading.read(files.records(options.tape, tell=_warn))
+    if tier is Tier.CLOUD and facts.first_version:
+        raise UsageError(
+            f"{options.tape} begins with adapter version {facts.first_version}",
+            fix="what the cloud had learnt by then is not on it: record from its start",
+        )
+    with tempfile.TemporaryDirectory(prefix="iotsplit-replay-") as disk:
+        rehearsal = Rehearsal(
+            facts,
+            lambda start: _enter(cast, options, facts, start, Path(disk)),
+            tolerance=options.tolerance,
+        )
+        play(rehearsal, files.records(options.tape))
+    outcome = outcome_of(rehearsal, facts, tolerance=options.tolerance)
+    _tell(options, outcome)
+    if rehearsal.difference is not None:
+        raise DiffersError(
+            f"{facts.agent} says something else than {options.tape}: {rehearsal.difference}",
+            fix="see docs/replay.md for what may cause it",
+        )
+    if not outcome.compared:
+        raise RunFailedError(
+            f"{facts.agent} says nothing on {options.tape} that can be compared",
+            fix="record from before its first session",
+        )
+    return 0
+
+
+def _check(options: AgainstOptions, tier: Tier) -> None:
+    if str(options.tape) == PIPE:
+        raise UsageError("a tape is read twice to be replayed against an agent", fix="record into a file")
+    if not 0 <= options.tolerance < math.inf:
+        raise UsageError(
+            f"tolerance {options.tolerance} is not one", fix="use 0 or a small number such as 1e-6"
+        )
+    if tier is Tier.DEVICE and not options.data:
+        raise UsageError("a device's data are not on the tape", fix="name them with --data")
+    if options.report is not None and options.report.exists():
+        raise UsageError(f"{options.report} exists already", fix="choose another name, or remove it")
+
+
+def _enter(cast: Cast, options: AgainstOptions, facts: Facts, start: Start, disk: Path) -> Actor:
+    props = facts.props(start, model=str(options.part or options.model), disk=disk)
+    return cast(
+        dataclasses.replace(props, data=options.data, columns=options.columns, eval_limit=options.eval_limit)
+    )
+
+
+def outcome_of(rehearsal: Rehearsal, facts: Facts, *, tolerance: float) -> Outcome:
+    """What a rehearsal found."""
+    comparison = rehearsal.comparison
+    return Outcome(
+        agent=facts.agent,
+        tier=facts.tier,
+        same=comparison.difference is None,
+        incarnations=len(facts.starts),
+        inputs=rehearsal.inputs,
+        compared=comparison.compared,
+        compared_bytes=comparison.compared_bytes,
+        tolerance=tolerance,
+        largest=comparison.largest,
+        skipped=sorted(facts.partial),
+        difference=None if comparison.difference is None else msgspec.to_builtins(comparison.difference),
+    )
+
+
+def _warn(line: str) -> None:
+    sys.stderr.write(f"iotsplit replay: {line}\n")
+
+
+def _tell(options: AgainstOptions, outcome: Outcome) -> None:
+    found = json.dumps(msgspec.to_builtins(outcome))
+    if options.report is not None:
+        with writing(options.report, fix="free space there or choose another --report"):
+            options.report.write_text(found + "\n", encoding="utf-8")
+    if options.json:
+        sys.stdout.write(found + "\n")
+        return
+    for session in outcome.skipped:
+        _warn(f"session {session} had begun before the tape and was passed over")
+    if outcome.same:
+        size = f"{outcome.compared_bytes / 1e6:.2f} MB"
+        near = f", tensors within {outcome.largest:.2g} of their largest value" if outcome.largest else ""
+        sys.stdout.write(
+            f"{outcome.tier} {outcome.agent} says the same: {outcome.compared} messages, {size}, "
+            f"from {outcome.inputs} inputs{near}\n"
+        )

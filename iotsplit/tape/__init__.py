@@ -1,0 +1,1 @@
+"""Tapes: what was on the bus, kept in a file, looked into, and said again."""
