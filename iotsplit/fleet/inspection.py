@@ -123,7 +123,7 @@ def main(words: Sequence[str]) -> int:
     """Show what is on a tape."""
     options = parse(InspectOptions, words, name="iotsplit inspect", examples=EXAMPLES, places=("tape",))
     selection = selection_of(options.topic, session=options.session, round_=options.round, kind=options.kind)
-    timeline = Timeline() if options.timeline is not None else None
+    timeline = Timeline(str(options.tape)) if options.timeline is not None else None
     extraction = Extraction(options.extract) if options.extract is not None else None
     if timeline is not None and options.timeline is not None and options.timeline.exists():
         raise UsageError(f"{options.timeline} exists already", fix="choose another name, or remove it")

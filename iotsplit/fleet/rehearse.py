@@ -7,7 +7,6 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -17,8 +16,9 @@ from iotsplit.plan import Tier
 from iotsplit.runtime.files import writing
 from iotsplit.tape import files
 from iotsplit.tape.casting import Actor, Cast, find_cast
+from iotsplit.tape.comparison import Difference
 from iotsplit.tape.facts import Facts, Reading, Start
-from iotsplit.tape.files import PIPE
+from iotsplit.tape.files import PIPE, Tell
 from iotsplit.tape.rehearsal import Rehearsal, play
 
 
@@ -70,16 +70,38 @@ class Outcome(msgspec.Struct, kw_only=True):
     tolerance: float
     largest: float
     skipped: list[str]
-    difference: dict[str, Any] | None = None
+    difference: Difference | None = None
 
 
 def rehearse(options: AgainstOptions, tier: Tier) -> int:
-    """Run one agent of a tape against it.
+    """Run one agent of a tape against it, and tell of it.
 
     Raises:
         UsageError: tape, model or data cannot be used.
         MismatchError: another model, or a tape of another format.
         DiffersError: the agent says something else.
+    """
+    outcome = hold(options, tier, tell=_warn)
+    _tell(options, outcome)
+    if outcome.difference is not None:
+        raise DiffersError(
+            f"{outcome.agent} says something else than {options.tape}: {outcome.difference}",
+            fix="see docs/replay.md for what may cause it",
+        )
+    if not outcome.compared:
+        raise RunFailedError(
+            f"{outcome.agent} says nothing on {options.tape} that can be compared",
+            fix="record from before its first session",
+        )
+    return 0
+
+
+def hold(options: AgainstOptions, tier: Tier, *, tell: Tell) -> Outcome:
+    """Run one agent of a tape with nobody else there, and compare what it says.
+
+    Raises:
+        UsageError: tape, model or data cannot be used.
+        MismatchError: another model, or a tape of another format.
     """
     _check(options, tier)
     cast = find_cast(tier)
@@ -89,7 +111,7 @@ def rehearse(options: AgainstOptions, tier: Tier) -> int:
             f"the tensors in {options.tape} were replaced by zeros", fix="record without --redact-tensors"
         )
     reading = Reading(header, tier=tier, agent=options.agent)
-    facts = reading.read(files.records(options.tape, tell=_warn))
+    facts = reading.read(files.records(options.tape, tell=tell))
     if tier is Tier.CLOUD and facts.first_version:
         raise UsageError(
             f"{options.tape} begins with adapter version {facts.first_version}",
@@ -102,19 +124,7 @@ def rehearse(options: AgainstOptions, tier: Tier) -> int:
             tolerance=options.tolerance,
         )
         play(rehearsal, files.records(options.tape))
-    outcome = outcome_of(rehearsal, facts, tolerance=options.tolerance)
-    _tell(options, outcome)
-    if rehearsal.difference is not None:
-        raise DiffersError(
-            f"{facts.agent} says something else than {options.tape}: {rehearsal.difference}",
-            fix="see docs/replay.md for what may cause it",
-        )
-    if not outcome.compared:
-        raise RunFailedError(
-            f"{facts.agent} says nothing on {options.tape} that can be compared",
-            fix="record from before its first session",
-        )
-    return 0
+    return _outcome(rehearsal, facts, tolerance=options.tolerance)
 
 
 def _check(options: AgainstOptions, tier: Tier) -> None:
@@ -137,8 +147,7 @@ def _enter(cast: Cast, options: AgainstOptions, facts: Facts, start: Start, disk
     )
 
 
-def outcome_of(rehearsal: Rehearsal, facts: Facts, *, tolerance: float) -> Outcome:
-    """What a rehearsal found."""
+def _outcome(rehearsal: Rehearsal, facts: Facts, *, tolerance: float) -> Outcome:
     comparison = rehearsal.comparison
     return Outcome(
         agent=facts.agent,
@@ -151,7 +160,7 @@ def outcome_of(rehearsal: Rehearsal, facts: Facts, *, tolerance: float) -> Outco
         tolerance=tolerance,
         largest=comparison.largest,
         skipped=sorted(facts.partial),
-        difference=None if comparison.difference is None else msgspec.to_builtins(comparison.difference),
+        difference=comparison.difference,
     )
 
 

@@ -1,6 +1,7 @@
 """``iotsplit replay``: say a tape again on a broker, or hold one agent against it."""
 
 import contextlib
+import itertools
 import json
 import queue
 import secrets
@@ -27,7 +28,7 @@ from iotsplit.runtime.link import Link, LinkChange
 from iotsplit.states import Birth
 from iotsplit.tape import files
 from iotsplit.tape.files import PIPE
-from iotsplit.tape.format import Damage, Header, Record
+from iotsplit.tape.format import Header, Record
 from iotsplit.tape.letters import Listener, find_topics
 from iotsplit.tape.player import Played, Player, last_retained, packets, read_mapping, read_speed
 from iotsplit.tape.selection import Moment, Selection, Window, read_moment, within
@@ -135,7 +136,7 @@ class Source:
                 self.header = item
             if isinstance(item, Record):
                 self.first = item
-                self._pending = _resumed(item, items, self._path)
+                self._pending = itertools.chain([item], files.rest(items, self._path, tell=_warn))
                 return
         raise UsageError(f"{self._path} holds no messages", fix="record again")
 
@@ -157,15 +158,6 @@ class Source:
 
         window = Window(self._start, self._end, round_of=round_of)
         return (each for each in within(found, window) if self._selection.wants(each.topic))
-
-
-def _resumed(first: Record, rest: Iterator[tuple[int, Any]], path: Path) -> Iterator[Record]:
-    yield first
-    for _, item in rest:
-        if isinstance(item, Record):
-            yield item
-        elif isinstance(item, Damage):
-            _warn(files.explain(path, item))
 
 
 class _Guarded:

@@ -92,9 +92,13 @@ class Comparison:
         # What the next one says again is compared again.
         self._done, self._heard_on = Recent(MOST_DONE), Recent(MOST_DONE)
 
-    def finish(self) -> None:
-        """The tape is at its end: what lacks on one side is a difference."""
-        self._settle()
+    def finish(self, *, everything: bool = False) -> None:
+        """There is no more: what lacks on one side is a difference.
+
+        Args:
+            everything: also what was said last on its topic; else the tape may have ended before it.
+        """
+        self._settle(full=everything)
 
     def _take(self, new: Statement, own: dict[Key, Statement], other: dict[Key, Statement]) -> None:
         if self.difference is not None:

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -149,7 +149,12 @@ def records(path: Path, *, tell: Tell = tell_nobody, offset: int = 0) -> Iterato
         UsageError: it cannot be read, or is no tape.
         MismatchError: a tape of another version of the format.
     """
-    for _, item in items(path, offset=offset):
+    yield from rest(items(path, offset=offset), path, tell=tell)
+
+
+def rest(source: Iterable[tuple[int, Item]], path: Path, *, tell: Tell = tell_nobody) -> Iterator[Record]:
+    """The records among what is still to be read of a tape."""
+    for _, item in source:
         if isinstance(item, Record):
             yield item
         elif isinstance(item, Damage):

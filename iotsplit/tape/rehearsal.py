@@ -16,8 +16,10 @@ from iotsplit.tape.comparison import Comparison, Difference
 from iotsplit.tape.facts import Facts, Start
 from iotsplit.tape.format import Record
 from iotsplit.tape.letters import FRAMES, Letter, Listener, is_retained
-from iotsplit.tape.statements import Speaker
+from iotsplit.tape.statements import Speaker, Statement
 
+PROMPTS_S = (0.0, 0.001, 0.01, 0.1, 1.0)
+"""How much later it is for an agent that has not said yet what it says on the tape."""
 MOST_TURNS = 100_000
 """Between two records: more are a role that is never done."""
 
@@ -135,15 +137,23 @@ class Rehearsal:
     def _own(self, letter: Letter) -> None:
         for statement in self._recorded.statements(letter, record=self._records):
             if self._playing is not None and self.comparison.expects(statement):
-                self._prompt(self._playing, letter)
+                self._prompt(self._playing, letter, statement)
             self.comparison.recorded(statement)
 
-    def _prompt(self, playing: _Playing, letter: Letter) -> None:
-        """It said something that it does not say by itself yet: what its clocks told it is not on the bus."""
+    def _prompt(self, playing: _Playing, letter: Letter, statement: Statement) -> None:
+        """It said something that it does not say by itself yet: what its clocks told it is not on the bus.
+
+        It may have waited for a time that was over for it a little earlier than for who recorded it.
+        """
         for message in playing.actor.prompt(letter):
             self._hand_over(playing, message)
-        self._say(playing, playing.agent.encode(playing.agent.tick(self._now)))
-        self._run(playing)
+        at = letter.record.mono_ns / 1e9
+        for later_s in PROMPTS_S:
+            self._now = max(self._now, at + later_s)
+            self._say(playing, playing.agent.encode(playing.agent.tick(self._now)))
+            self._run(playing)
+            if not self.comparison.expects(statement):
+                return
 
     def _is_partial(self, letter: Letter | None, record: Record) -> bool:
         """Whether it belongs to a session whose beginning is not on the tape."""

@@ -13,7 +13,7 @@ from iotsplit.packet import Packet
 from iotsplit.plan import Tier
 from iotsplit.role import Local
 from iotsplit.runtime.memory import matches
-from iotsplit.runtime.runner import HEARTBEAT_S
+from iotsplit.runtime.runner import HEARTBEAT_S, due_command
 from iotsplit.settings import FleetSettings, TrainingSettings
 from iotsplit.states import Birth, Command, Event, Metrics
 from iotsplit.tape.casting import Actor, Props, find_cast
@@ -21,8 +21,10 @@ from iotsplit.tape.files import TapeWriter
 from iotsplit.tape.format import Header, Record
 from iotsplit.topics import Topics
 
-STEP_NS = 1_000_000
-"""Tape time between two messages of one instant: an order that people can see."""
+TURN_S = 0.001
+"""What it takes an agent to treat one message, so that a tape shows an order."""
+STEP_NS = 1000
+"""Between two messages of one breath."""
 MOST_TURNS = 1_000_000
 
 
@@ -63,6 +65,8 @@ class MemoryFleet:
         self.records: list[Record] = []
         """Everything that was said."""
         self.events: list[Event] = []
+        self.metrics: list[Metrics] = []
+        """What agents have said of their steps, and their heartbeats."""
         self.topics = Topics(name)
         self._model, self._devices, self._disk = model, dict(devices), disk
         self._training = training
@@ -115,6 +119,11 @@ class MemoryFleet:
         for packet in Mailbox(self.topics, "person").outgoing(command):
             self._publish(packet)
 
+    def due(self) -> None:
+        """The round clock strikes."""
+        cloud = self._members["cloud"]
+        self._say(cloud, cloud.agent.encode(cloud.agent.handle(due_command(), self.now)))
+
     def close(self) -> None:
         """End all agents, without a word."""
         for member in self._members.values():
@@ -157,10 +166,12 @@ class MemoryFleet:
             message = agent.decode(packet) if member is not None and member.agent is agent else None
             if member is not None and message is not None:
                 self._say(member, agent.encode(agent.handle(message, self.now)))
+                self.now += TURN_S
             return
         for member in self._members.values():
             if member.actor.role.next_tick(self.now) <= self.now:
                 self._say(member, member.agent.encode(member.agent.tick(self.now)))
+                self.now += TURN_S
                 return
         self._turn_clock()
 
@@ -210,6 +221,8 @@ class MemoryFleet:
             actor.sink(kept)
             if isinstance(kept, Event):
                 self.events.append(kept)
+            elif isinstance(kept, Metrics):
+                self.metrics.append(kept)
 
         return sink
 

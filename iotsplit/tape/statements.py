@@ -30,6 +30,9 @@ from iotsplit.tape.letters import Letter
 
 Key = tuple[object, ...]
 
+OF_ONE_RUN = frozenset({"state", "assign", "checkpoint", "command"})
+"""First words of what names incarnations and epochs."""
+
 TIMING_EVENTS = frozenset({"back", "lost"})
 """Last words of events that say when somebody was heard."""
 TIMING_FIELDS = ("wall_s", "seconds", "bytes", "steps_replayed")
@@ -83,10 +86,12 @@ class Speaker:
 
     Args:
         exact: bytes have to be the same; else digests are left out, because they follow from bytes.
+        across_runs: another run says it: names of sessions, epochs and processes are others.
     """
 
-    def __init__(self, *, exact: bool) -> None:
+    def __init__(self, *, exact: bool, across_runs: bool = False) -> None:
         self._exact = exact
+        self._across_runs = across_runs
         self._sequences: dict[Key, _Sequence] = {}
         self._events: Counter[tuple[str, str]] = Counter()
         self._cuts: dict[tuple[str, ...], _Cut] = {}
@@ -108,7 +113,7 @@ class Speaker:
     def statements(self, letter: Letter, *, record: int = 0) -> Iterator[Statement]:
         """What a letter says, as far as it can be compared."""
         make = self._makers.get(letter.first)
-        if make is None or not letter.body:
+        if make is None or not letter.body or (self._across_runs and letter.first in OF_ONE_RUN):
             return
         try:
             for statement in make(letter):
@@ -127,7 +132,15 @@ class Speaker:
         if kind == "want":
             return  # asks for what is late: a matter of time
         # Without epoch and receiver: what is sent again after a move is the same to the bit.
-        key: Key = (letter.session, head.device, head.tier, head.to_tier, head.step, head.micro_batch, kind)
+        key: Key = (
+            self._named(letter.session),
+            head.device,
+            head.tier,
+            head.to_tier,
+            head.step,
+            head.micro_batch,
+            kind,
+        )
         body = letter.body
         if isinstance(content, Resume):
             key, body = (*key, content.step), b""  # its turn counts what was lost on the way
@@ -180,7 +193,7 @@ class Speaker:
         if metrics.session is None or metrics.step is None:
             return  # a heartbeat
         yield Statement(
-            key=("metrics", metrics.session, metrics.role, metrics.step),
+            key=("metrics", self._named(metrics.session), metrics.role, metrics.step),
             topic=letter.record.topic,
             value={"tokens": metrics.tokens, "loss": metrics.loss, "round": metrics.round},
             session=metrics.session,
@@ -234,6 +247,10 @@ class Speaker:
             place=(head.step, 0),
             kind="checkpoint",
         )
+
+    def _named(self, session: str) -> str:
+        """A session's name, without the word of its run if runs are compared."""
+        return session.partition("-")[2] if self._across_runs else session
 
     def _keep(self, letter: Letter) -> None:
         if letter.words[-1].isdecimal():
