@@ -37,7 +37,7 @@ def cast(props: Props) -> Actor:
         members=props.fleet,
     )
     peft = adapters.peft_config(directory, props.training, base=props.base or props.model)
-    store = Store(options.output, agent=props.birth.agent, settings=props.training, peft=peft)
+    store = Store(options.output, agent=props.birth.agent, settings=props.training, peft=peft, draws=False)
     role = make_role(
         props.birth,
         directory,

@@ -82,10 +82,20 @@ class Store:
         agent: id of the cloud.
         settings: a directory of other settings is refused, never half-used.
         peft: the ``adapter_config.json`` of the exported adapter.
+        draws: whether there is to be a picture.
     """
 
-    def __init__(self, output: Path, *, agent: str, settings: TrainingSettings, peft: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        output: Path,
+        *,
+        agent: str,
+        settings: TrainingSettings,
+        peft: dict[str, Any],
+        draws: bool = True,
+    ) -> None:
         self._output = output
+        self._draws = draws
         self._agent = agent
         self._settings = msgspec.to_builtins(settings)
         self._peft = peft
@@ -317,7 +327,7 @@ class Store:
         )
         replace(self._output / "report.json", msgspec.json.format(msgspec.json.encode(whole), indent=2))
         self._report_due = clock.now() + REPORT_SHARE * (clock.now() - began)
-        if draws:
+        if draws and self._draws:
             draw(self._output / "metrics.jsonl", whole, self._output / "loss.png")
             self._drawn = True
 

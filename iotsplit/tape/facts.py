@@ -175,7 +175,7 @@ class Reading:
     def _take(self, letter: Letter) -> None:
         match letter.first:
             case "state" if letter.body:
-                self._birth(decode_state(letter.body, Birth))
+                self._birth(decode_state(letter.body, Birth), letter.record)
             case "assign" if letter.body:
                 self._assignment(decode_state(letter.body, Assignment), letter.record)
             case "probe":
@@ -187,7 +187,7 @@ class Reading:
             case "lan" | "wan":
                 self._frame(letter)
 
-    def _birth(self, birth: Birth) -> None:
+    def _birth(self, birth: Birth, record: Record) -> None:
         if birth.online:
             self._online[birth.role].add(birth.agent)
         else:
@@ -196,7 +196,8 @@ class Reading:
             return
         starts = self._births.setdefault(birth.agent, OrderedDict())
         if birth.online and birth.incarnation not in starts and len(starts) < MOST_INCARNATIONS:
-            starts[birth.incarnation] = Start(_unbuilt(birth))
+            # One that was there before the tape has loaded what it will ever load.
+            starts[birth.incarnation] = Start(birth if record.retain else _unbuilt(birth))
         if birth.data is not None and birth.incarnation in starts:
             starts[birth.incarnation].fingerprint = birth.data.fingerprint
 

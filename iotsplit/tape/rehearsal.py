@@ -135,6 +135,8 @@ class Rehearsal:
             self._run(playing)
 
     def _own(self, letter: Letter) -> None:
+        if letter.record.retain:
+            return  # it said so before the tape
         for statement in self._recorded.statements(letter, record=self._records):
             if self._playing is not None and self.comparison.expects(statement):
                 self._prompt(self._playing, letter, statement)
