@@ -1,0 +1,132 @@
+"""Tapes and a real broker: all is recorded, and said again as it was."""
+
+import queue
+import threading
+from pathlib import Path
+
+import pytest
+
+from iotsplit.cli import main
+from iotsplit.packet import Packet
+from iotsplit.runtime.address import BrokerAddress
+from iotsplit.runtime.link import LinkChange
+from iotsplit.runtime.mqtt import MqttLink
+from iotsplit.tape import files
+from iotsplit.tape.files import TapeWriter
+from iotsplit.tape.format import Header
+from iotsplit.tape.recorder import Limits, Recorder
+from tests.broker.conftest import StartBroker
+
+pytestmark = [pytest.mark.broker, pytest.mark.slow]
+
+QUIET = Path(__file__).parents[1] / "tapes" / "quiet.tape"
+SEEN_S = 30.0
+
+
+class Client:
+    """Hears everything, and can wait for a topic."""
+
+    def __init__(self, port: int, *filters: str) -> None:
+        self.inbox: queue.SimpleQueue[Packet | LinkChange] = queue.SimpleQueue()
+        self.link = MqttLink(BrokerAddress.parse(f"mqtt://127.0.0.1:{port}"), f"test-{id(self)}")
+        self.link.open(self.inbox.put, last_will=None)
+        self.link.subscribe(frozenset(filters))
+
+    def hear(self, last: str) -> list[Packet]:
+        """What comes, up to the first message on a topic."""
+        found: list[Packet] = []
+        while not found or found[-1].topic != last:
+            event = self.inbox.get(timeout=SEEN_S)
+            if isinstance(event, Packet):
+                found.append(event)
+        return found
+
+
+class Recording:
+    """A recording in a thread of its own, which has begun to hear."""
+
+    def __init__(self, port: int, tape: Path) -> None:
+        self.writer = TapeWriter(tape, Header())
+        link = MqttLink(BrokerAddress.parse(f"mqtt://127.0.0.1:{port}"), "record-test")
+        self.recorder = Recorder(link, self.writer, observer="record-test", tell=lambda _: None)
+        self._thread = threading.Thread(target=self._run)
+        self._heard = threading.Event()
+        self.done = threading.Event()
+        deliver = self.recorder.deliver
+
+        def noting(event: Packet | LinkChange) -> None:
+            deliver(event)
+            self._heard.set()
+            if isinstance(event, Packet) and event.topic == "done":
+                self.done.set()
+
+        self.recorder.deliver = noting  # type: ignore[method-assign]  # to know when it listens
+        self._thread.start()
+        assert self._heard.wait(SEEN_S)
+
+    def _run(self) -> None:
+        self.tally = self.recorder.run(frozenset({"#"}), Limits())
+
+    def end(self) -> None:
+        self.recorder.stop()
+        self._thread.join()
+        self.writer.close()
+
+
+def test_what_is_on_any_topic_is_recorded_without_loss(start_mosquitto: StartBroker, tmp_path: Path) -> None:
+    port = start_mosquitto().settings.port
+    client = Client(port, "done")
+    client.link.publish(Packet(topic="hall/state", payload=b"on", retain=True))
+    recording = Recording(port, tmp_path / "x.tape")
+    sent = [Packet(topic=f"hall/{n % 7}", payload=bytes([n % 256]) * n, qos=1) for n in range(300)]
+    for packet in sent:
+        client.link.publish(packet)
+    client.link.publish(Packet(topic="done", payload=b""))
+    assert recording.done.wait(SEEN_S)
+    recording.end()
+    first, *rest = files.records(tmp_path / "x.tape")
+    assert (first.topic, first.payload, first.retain) == ("hall/state", b"on", True)
+    assert [each.packet for each in rest[: len(sent)]] == sent
+    assert recording.tally.lost == 0
+    client.link.close()
+
+
+def test_a_tape_is_said_again_with_what_is_retained(
+    start_mosquitto: StartBroker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = start_mosquitto().settings.port
+    broker = f"--broker=mqtt://127.0.0.1:{port}"
+    recorded = list(files.records(QUIET))
+    client = Client(port, "iotsplit/bench/#", "done")
+    words = ["replay", str(QUIET), broker, "--map-topic=s/memory/bench/"]
+    assert main([*words, "--speed=max"]) == 0
+    client.link.publish(Packet(topic="done", payload=b""))
+    heard = client.hear("done")[:-1]
+    assert [each.payload for each in heard] == [each.payload for each in recorded]
+    late = Client(port, "iotsplit/bench/state/+", "done")
+    client.link.publish(Packet(topic="done", payload=b"", retain=False))
+    agents = {each.topic for each in late.hear("done") if each.retain}
+    assert agents == {f"iotsplit/bench/state/{name}" for name in ("a", "b", "cloud", "edge-1", "edge-2")}
+    # Now that fleet is there: another one of its name must not speak into it.
+    capsys.readouterr()
+    assert main(words) == 4
+    assert "agents of fleet bench are there: a, b, cloud, edge-1, edge-2" in capsys.readouterr().err
+    assert main([*words, "--force", "--retained-only", "--speed=max", "--topic=iotsplit/memory/state/#"]) == 0
+    assert capsys.readouterr().out.startswith("5 messages")
+    for each in (client, late):
+        each.link.close()
+
+
+def test_the_command_records_until_its_time_is_over(
+    start_mosquitto: StartBroker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = start_mosquitto().settings.port
+    client = Client(port)
+    client.link.publish(Packet(topic="iotsplit/default/round", payload=b"{}", retain=True))
+    client.link.close()
+    words = ["record", f"--broker=mqtt://127.0.0.1:{port}", "--duration=1s"]
+    assert main([*words, str(tmp_path / "x.tape")]) == 0
+    assert "1 messages" in capsys.readouterr().out
+    assert files.header(tmp_path / "x.tape").fleet == "default"
+    assert main([*words, "--fleet=other", str(tmp_path / "y.tape")]) == 1
+    assert "nothing was said on iotsplit/other/#" in capsys.readouterr().err
