@@ -94,17 +94,7 @@ def make_role(  # noqa: PLR0913 - a cloud is made of so many things
     saved: Saved | None,
     run: str = "",
 ) -> CloudRole:
-    """Put the cloud together, new or from what it has saved.
-
-    Args:
-        birth: what it says of itself.
-        directory: of the model.
-        info: what the model is.
-        options: the cloud's.
-        peft: the ``adapter_config.json`` of every version.
-        saved: what an earlier start has left.
-        run: a word that is new with each start; made here if there is none.
-    """
+    """Put the cloud together, new or from what it has saved; `run` begins its sessions' names, else made here."""
     settings = options.training
     plans = cut_model(info.layers, settings.cut, settings.labels)
     part = load_part(directory, plans[Tier.CLOUD])
