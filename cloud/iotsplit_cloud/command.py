@@ -94,7 +94,7 @@ def make_role(  # noqa: PLR0913 - a cloud is made of so many things
     saved: Saved | None,
     run: str = "",
 ) -> CloudRole:
-    """Put the cloud together, new or from what it has saved; `run` begins its sessions' names, else made here."""
+    """Put the cloud together, new or from what it has saved; `run` begins its sessions' names."""
     settings = options.training
     plans = cut_model(info.layers, settings.cut, settings.labels)
     part = load_part(directory, plans[Tier.CLOUD])
