@@ -106,7 +106,7 @@ class CloudRole:
         """Look around: who is silent or too slow, and whether something can begin. Else do a piece of work."""
         if not self._is_open:
             return self._open(now)
-        if now < self._look_around_at:
+        if self._conductor.busy and now < self._look_around_at:
             return self._with_codec_errors(self._conductor.work(now))
         self._looked_at = now
         said: list[Output] = [self._lost(agent, "silent") for agent in self._p.members.silent(now)]

@@ -3,7 +3,7 @@
 import torch
 
 from iotsplit.tape.casting import Actor, Props, find_model
-from iotsplit_device.command import Corpus, DeviceOptions, load_tokenizer, make_loader, read_records
+from iotsplit_device.command import Corpus, DeviceOptions, Tokenizers, make_loader, read_records
 from iotsplit_device.role import DeviceRole
 from iotsplit_device.store import DeviceStore
 
@@ -21,7 +21,7 @@ def cast(props: Props) -> Actor:
     limit = options.eval_limit if props.eval_limit is None else props.eval_limit
     corpus = Corpus(
         records=read_records(options, props.birth.agent),
-        tokenizer=load_tokenizer(directory),
+        tokenizers=Tokenizers(directory),
         eval_limit=limit,
     )
     store = DeviceStore(props.disk / "checkpoints", model=info.fingerprint)

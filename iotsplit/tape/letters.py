@@ -147,7 +147,7 @@ class Listener:
             to=to,
             session=session,
             head=chunk.head,
-            body=body,
+            body=bytes(body),
             chunks=chunk.total,
         )
 
