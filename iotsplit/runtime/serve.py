@@ -90,7 +90,8 @@ def serve(
     """
     if os.environ.get("IOTSPLIT_PARENT_DEATH"):
         die_with_parent()
-    return_freed_memory()
+    if role.tier is Tier.DEVICE:
+        return_freed_memory()
     topics = Topics(options.fleet, options.topic_prefix)
     agent = Agent(
         role,

@@ -76,6 +76,12 @@ def test_a_tensor_that_is_not_contiguous_packs_as_its_copy(tensor: torch.Tensor,
     assert pack(turned, codec) == pack(turned.contiguous(), codec)
 
 
+@pytest.mark.parametrize("codec", Codec)
+def test_what_is_unpacked_lies_where_torch_would_have_put_it(codec: Codec) -> None:
+    packed = pack(torch.randn(3, 64), codec)
+    assert unpack(packed, shape=(3, 64), codec=codec).data_ptr() % 64 == 0
+
+
 def test_the_int8_layout_is_scales_then_rows() -> None:
     packed = pack(torch.tensor([[127.0, -1.5, 0.5], [0.0, 0.0, 0.0]]), Codec.INT8)
     assert packed.scheme == "int8"
