@@ -1,7 +1,7 @@
 """What is in the tensors of a letter: shapes and codecs always, values where numpy and torch are installed."""
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,15 +83,14 @@ def tensors_in(content: Contents, *, values: bool) -> Iterator[Tensor]:
 
 def tensors_in_file(body: bytes) -> Iterator[Tensor]:
     """The tensors in the bytes of a safetensors file; none if they are not one."""
-    import safetensors  # noqa: PLC0415 - not part of the base
-    import safetensors.numpy  # noqa: PLC0415 - not part of the base
+    from iotsplit.tensors import updates  # noqa: PLC0415 - needs torch
 
     try:
-        loaded: Mapping[str, Any] = safetensors.numpy.load(body)
-    except (safetensors.SafetensorError, ValueError, KeyError):
+        found = updates.arrays(body)
+    except PeerError:
         return
-    for name, array in sorted(loaded.items()):
-        yield Tensor(name=name, codec="safetensors", dtype=str(array.dtype), shape=array.shape, values=array)
+    for name, (dtype, values) in sorted(found.items()):
+        yield Tensor(name=name, codec="safetensors", dtype=dtype, shape=values.shape, values=values)
 
 
 _DTYPES = {"i32": "int32", "u8": "uint8"}

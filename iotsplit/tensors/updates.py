@@ -14,9 +14,14 @@ change in bf16, and half a scale in int8; none of it is carried into the next ro
 """
 
 from collections.abc import Mapping
+from typing import Any
 
+import safetensors
+import safetensors.torch
 import torch
+from numpy.typing import NDArray
 
+from iotsplit.errors import TensorRefusedError
 from iotsplit.settings import UpdateCodec
 from iotsplit.tensors import adapters
 
@@ -72,6 +77,23 @@ def decode(data: bytes, start: Tensors, codec: UpdateCodec) -> dict[str, torch.T
     scales = {name + _SCALE: _scale_shape(value) for name, value in start.items()}
     found = adapters.from_bytes(data, shapes | scales, dtypes=dict.fromkeys(shapes, torch.int8))
     return {name: start[name] + found[name].to(torch.float32) * found[name + _SCALE] for name in sorted(shapes)}
+
+
+def arrays(data: bytes) -> dict[str, tuple[str, NDArray[Any]]]:
+    """What is stored in an update of any codec: types, and values as numpy has them (bf16 as float32).
+
+    Raises:
+        TensorRefusedError: it is not a safetensors file.
+    """
+    try:
+        stored = safetensors.torch.load(data)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise TensorRefusedError(f"not safetensors: {error}") from None
+    found = {}
+    for name, tensor in stored.items():
+        values = tensor.float() if tensor.dtype is torch.bfloat16 else tensor
+        found[name] = (str(tensor.dtype).removeprefix("torch."), values.numpy())
+    return found
 
 
 def _long_side(matrix: torch.Tensor) -> int:
