@@ -104,7 +104,11 @@ class TrainingRound:
             return []  # a repetition, or too far ahead: it will be asked for
         self._held.add(frame)
         self._look_ahead(session)
-        return []
+        # At once: what is held stands in the way of a better one of the same identity.
+        said: list[Output] = []
+        while self.busy:
+            said += self.work(now)
+        return said
 
     @property
     def busy(self) -> bool:

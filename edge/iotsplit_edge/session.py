@@ -149,8 +149,12 @@ class Training:
             case TailGradient() if from_below and key < self._forward:
                 return self._pass_on(frame, now)
             case _:
-                pass  # a repetition, or from the wrong side
-        return []
+                return []  # a repetition, or from the wrong side
+        # At once: what is held would be overwritten by garbage of the same identity.
+        said: list[Output] = []
+        while self.busy:
+            said += self.work(now)
+        return said
 
     def _pass_on(self, frame: Frame, now: float) -> list[Output]:
         try:

