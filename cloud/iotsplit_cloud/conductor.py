@@ -151,16 +151,6 @@ class Conductor:
         said += session.arrival() if session is not None else []
         return self._journaled([*said, *self._after(now)])
 
-    @property
-    def busy(self) -> bool:
-        """Whether `work` has something to do now."""
-        return isinstance(self.activity, TrainingRound) and self.activity.busy
-
-    def work(self, now: float) -> list[Output]:
-        """Treat one frame of a training round: what is heard meanwhile may change whose turn it is."""
-        said = self.activity.work(now) if isinstance(self.activity, TrainingRound) else []
-        return self._journaled([*said, *self._after(now)])
-
     def hurry(self, now: float) -> None:
         """Ask for what is waited for: it may have been lost with a connection."""
         for activity in (self._carried, self.activity):

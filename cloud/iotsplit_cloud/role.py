@@ -103,24 +103,19 @@ class CloudRole:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """Look around: who is silent or too slow, and whether something can begin. Else do a piece of work."""
+        """Look around: who is silent or too slow, and whether something can begin."""
         if not self._is_open:
             return self._open(now)
-        if self._conductor.busy and now < self._look_around_at:
-            return self._with_codec_errors(self._conductor.work(now))
         self._looked_at = now
         said: list[Output] = [self._lost(agent, "silent") for agent in self._p.members.silent(now)]
         for path in self._shelf.lost(now):
             said += self._p.library.publish() if path == _head_path(self._p.library.current.version) else []
-        return [*said, *self._conductor.look(now)]
+        return self._with_codec_errors([*said, *self._conductor.look(now)])
 
     def next_tick(self, now: float) -> float:
-        """At once while there is work, else every second: soon enough to ask for what is late."""
-        busy = not self._is_open or self._conductor.busy
-        return now if busy else self._look_around_at
-
-    @property
-    def _look_around_at(self) -> float:
+        """Every second: soon enough to ask for what is late, and cheap to say after each message."""
+        if not self._is_open:
+            return now
         return min(self._looked_at + LOOK_AROUND_S, self._shelf.next_due)
 
     def reconnected(self, now: float) -> list[Output]:

@@ -1,12 +1,13 @@
 """A training round in the cloud: lockstep over its sessions, and a ledger of what was applied. No I/O."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from iotsplit.errors import MalformedMessageError, PeerError
 from iotsplit.messages import (
     Activation,
     Frame,
+    Identity,
     Resume,
     Stuck,
     TailGradient,
@@ -18,7 +19,6 @@ from iotsplit.role import Output, Refused
 from iotsplit.session import Awaited, Turns, steps_kept
 from iotsplit.settings import TrainingSettings
 from iotsplit.states import Assignment
-from iotsplit_cloud.held import Held
 from iotsplit_cloud.journal import RoundCheckpoint, SessionRecord
 from iotsplit_cloud.ledger import Ledger
 from iotsplit_cloud.sessions import Check, CloudSession, new_sessions
@@ -48,7 +48,7 @@ class Equipment:
 
 
 class TrainingRound:
-    """Treats each micro-batch when it is its turn; steps when all sessions of the step are in.
+    """Treats each micro-batch as it comes; steps when all sessions of the step are in.
 
     Args:
         assignments: the round's sessions by device.
@@ -78,7 +78,7 @@ class TrainingRound:
         self._saved: list[RoundCheckpoint] = []  # that this start of the cloud has found
         self._next: dict[str, int] = dict.fromkeys(self.sessions, 0)  # micro-batches done in this step
         self._late = set(self.sessions)  # who has not brought all of this step; after the last one, its updates
-        self._held = Held(self.sessions)
+        self._held: dict[str, list[Frame]] = {device: [] for device in self.sessions}
         self._ledger.expected += len(self.sessions) * settings.local_steps
         for session in self.sessions.values():
             self._expect_step(session, now)
@@ -102,27 +102,8 @@ class TrainingRound:
             return self._reply(session, frame, now)
         if not self._is_wanted(session, frame):
             return []  # a repetition, or too far ahead: it will be asked for
-        self._held.add(frame)
-        self._look_ahead(session)
-        # At once: what is held stands in the way of a better one of the same identity.
-        said: list[Output] = []
-        while self.busy:
-            said += self.work(now)
-        return said
-
-    @property
-    def busy(self) -> bool:
-        """Whether `work` has something to do now."""
-        return bool(self._held.ready)
-
-    def work(self, now: float) -> list[Output]:
-        """Treat one frame, and finish the step if it was the last one that was missing."""
-        device = self._held.ready.turn()
-        if device is None:
-            return []
-        session = self.sessions[device]
-        said = self._take_next(session, now)
-        return [*said, *session.arrival(), *self._finish_steps(now)]
+        self._held[frame.device].append(frame)
+        return self._go_on([session], now)
 
     def _reply(self, session: CloudSession, frame: Frame, now: float) -> list[Output]:
         match frame.content:
@@ -144,9 +125,9 @@ class TrainingRound:
             # Earlier checkpoints could only be gone on from with the sessions that have left.
             self._saved = []
             said += [self._checkpoint()] if self.sessions else []
-            said += self._finish_steps(now)
+            said += self._go_on(self.sessions.values(), now)
         for device, session in self.sessions.items():
-            said += session.ask(now, self._held.identities(device))
+            said += session.ask(now, self._here(device))
         return said
 
     def move(self, assignment: Assignment, now: float) -> None:
@@ -162,8 +143,8 @@ class TrainingRound:
         self._tail.drop(session.assignment.session)
         done = self._ledger.steps(session.assignment.session)
         self._ledger.expected -= self._settings.local_steps - done
-        del self._next[device], self.updates[device]
-        self._held.drop(device)
+        for table in (self._next, self._held, self.updates):
+            table.pop(device)
         self._has_shrunk = True
         return []
 
@@ -225,7 +206,8 @@ class TrainingRound:
             session.awaited = Awaited()
             self.updates[device] = {}
             self._start_step(device, now)
-        return [self._resume(session) for session in self.sessions.values()]
+        resumed = [self._resume(session) for session in self.sessions.values()]
+        return [*resumed, *self._go_on(self.sessions.values(), now)]
 
     def _resume(self, session: CloudSession) -> Frame:
         return session.resume(self._turns.resume(self._place(session)))
@@ -251,7 +233,7 @@ class TrainingRound:
 
     def _is_wanted(self, session: CloudSession, frame: Frame) -> bool:
         identity = frame.identity
-        if identity in self._held.identities(frame.device):
+        if identity in self._here(frame.device):
             return False
         if identity in session.awaited:
             return True
@@ -270,22 +252,29 @@ class TrainingRound:
         before = session.identity("activation", frame.step, frame.micro_batch)
         return isinstance(frame.content, TailGradient) and before in session.awaited
 
-    def _take_next(self, session: CloudSession, now: float) -> list[Output]:
-        frame = self._next_frame(session)
-        said: list[Output] = []
-        if frame is not None:
-            self._held.take(frame)
-            try:
-                said = self._take(session, frame, now)
-            except PeerError as error:
-                said = [Refused(message=frame, error=error)]
-                if session.awaited.is_hopeless(frame.identity, error):
-                    session.unfit = str(error)
-        self._look_ahead(session)
+    def _here(self, device: str) -> set[Identity]:
+        """What has come of a session and waits for its turn."""
+        return {frame.identity for frame in self._held[device]}
+
+    def _go_on(self, sessions: Iterable[CloudSession], now: float) -> list[Output]:
+        """Treat what is held of these sessions and can be treated, and of all once the step is complete."""
+        said = [output for session in sessions for output in self._take_held(session, now)]
+        while self._is_complete:
+            said += self._finish_step(now)
+            said += [output for each in self.sessions.values() for output in self._take_held(each, now)]
         return said
 
-    def _look_ahead(self, session: CloudSession) -> None:
-        self._held.ready.mark(session.assignment.device, ready=self._next_frame(session) is not None)
+    def _take_held(self, session: CloudSession, now: float) -> list[Output]:
+        said: list[Output] = []
+        while (frame := self._next_frame(session)) is not None:
+            self._held[frame.device].remove(frame)
+            try:
+                said += self._take(session, frame, now)
+            except PeerError as error:
+                said.append(Refused(message=frame, error=error))
+                if session.awaited.is_hopeless(frame.identity, error):
+                    session.unfit = str(error)
+        return said
 
     def _next_frame(self, session: CloudSession) -> Frame | None:
         """A held frame that can be treated now.
@@ -294,7 +283,7 @@ class TrainingRound:
         """
         if session.unfit:
             return None  # it is about to leave
-        for frame in self._held.of(session.assignment.device):
+        for frame in self._held[session.assignment.device]:
             adds = isinstance(frame.content, TailGradient) or (
                 isinstance(frame.content, Activation) and self._settings.labels is Labels.CLOUD
             )
@@ -348,12 +337,6 @@ class TrainingRound:
         """All sessions of the step are in."""
         return bool(self.sessions) and not self._late and self.step < self._settings.local_steps
 
-    def _finish_steps(self, now: float) -> list[Output]:
-        said: list[Output] = []
-        while self._is_complete:
-            said += self._finish_step(now)
-        return said
-
     def _finish_step(self, now: float) -> list[Output]:
         """One optimizer step, and the next step is waited for."""
         total = sum(session.step_tokens for session in self.sessions.values())
@@ -381,11 +364,10 @@ class TrainingRound:
         session = self.sessions[device]
         self._next[device] = 0
         self._late.add(device)
-        self._held.forget_before(device, self.step)
+        self._held[device] = [frame for frame in self._held[device] if frame.step >= self.step]
         session.step_loss = 0.0
         session.progress_at = now
         self._expect_step(session, now)
-        self._look_ahead(session)
 
     def _expect_step(self, session: CloudSession, now: float) -> None:
         if self.step < self._settings.local_steps:

@@ -11,6 +11,7 @@ from iotsplit.role import Output
 from iotsplit.session import Awaited, Backup
 from iotsplit.settings import TrainingSettings
 from iotsplit.states import Assignment
+from iotsplit.tensors.exchange import CodecError
 from iotsplit_edge.relay import OTHER_END, answer, pass_on
 from iotsplit_edge.work import EdgeWork
 
@@ -40,16 +41,6 @@ class Evaluation:
     def end_early(self, assignment: Assignment) -> list[Output]:
         """Nothing: scores are not carried."""
         del assignment
-        return []
-
-    @property
-    def busy(self) -> bool:
-        """Never: each frame is treated as it comes."""
-        return False
-
-    def work(self, now: float) -> list[Output]:
-        """Nothing."""
-        del now
         return []
 
     def handle(self, frame: Frame, now: float) -> list[Output]:
@@ -88,6 +79,10 @@ class Evaluation:
     def ask(self, now: float) -> list[Output]:
         """Nothing."""
         del now
+        return []
+
+    def codec_errors(self) -> list[CodecError]:
+        """Nothing: what is lost of held-out data is not measured."""
         return []
 
     def owned(self) -> dict[str, Sequence[Message]]:

@@ -8,7 +8,6 @@ from iotsplit.chunks import CHUNK_BYTES
 from iotsplit.errors import MalformedMessageError, MismatchError, PeerError
 from iotsplit.messages import Frame, Message, Stuck
 from iotsplit.plan import Tier
-from iotsplit.ready import Ready
 from iotsplit.retained import Again, Fetch, Shelf, clear_checkpoint
 from iotsplit.role import Output, Refused
 from iotsplit.session import Backup, Turns, steps_kept
@@ -59,10 +58,8 @@ class EdgeRole:
         self._epochs: dict[str, int] = {}  # of every device's newest assignment
         self._starts: dict[str, Start] = {}  # by device that is mine, until its session begins
         self._sessions: dict[str, EdgeSession] = {}  # by device
-        self._works: dict[str, EdgeWork] = {}  # theirs
         self._fetches: dict[str, Fetch] = {}  # by the version's digest
         self._early: dict[str, list[Frame]] = {}  # by device, until its session begins
-        self._ready = Ready()
         self._shelf = Shelf()
         self._again = Again()
 
@@ -90,9 +87,7 @@ class EdgeRole:
         return []
 
     def tick(self, now: float) -> list[Output]:
-        """Ask for what is late, and give up what cannot be found. Else do a piece of work."""
-        if now < self._next_due:
-            return self._work(now)
+        """Ask for what is late, and give up what cannot be found."""
         if self._starts:
             self._again.tick(now)
         owned = self._owned()
@@ -103,11 +98,8 @@ class EdgeRole:
         return [*said, *self._begin_sessions(now)]
 
     def next_tick(self, now: float) -> float:
-        """At once while there is work, else when something is late."""
-        return now if self._ready else self._next_due
-
-    @property
-    def _next_due(self) -> float:
+        """When something is late."""
+        del now
         late = [session.awaited.next_due for session in self._sessions.values()]
         late += [start.due for start in self._starts.values() if start.takes_over]
         late += [self._again.due] if self._starts else []
@@ -148,9 +140,7 @@ class EdgeRole:
         """End what we have of a device; its checkpoints stay if the session goes on elsewhere."""
         self._starts.pop(device, None)
         self._early.pop(device, None)
-        self._ready.mark(device, ready=False)
         session = self._sessions.pop(device, None)
-        self._works.pop(device, None)
         if session is None:
             return []
         over = session.backup.assignment.session != goes_on
@@ -215,7 +205,7 @@ class EdgeRole:
             session = Evaluation(assignment, settings, work)
         else:
             session = Training(start, settings, work, turns=self._turns, chunk_bytes=self._chunk_bytes)
-        self._sessions[device], self._works[device] = session, work
+        self._sessions[device] = session
         said: list[Output] = [message for head in start.foreign.values() for message in clear_checkpoint(head)]
         said += session.begin(now)
         for frame in self._early.pop(device, []):
@@ -265,21 +255,12 @@ class EdgeRole:
         session.backup.hear(frame)
         return self._look_back(session, session.handle(frame, now), now)
 
-    def _work(self, now: float) -> list[Output]:
-        """Treat one tensor of a session: what is heard meanwhile may change whose turn it is."""
-        device = self._ready.turn()
-        session = self._sessions.get(device) if device is not None else None
-        if device is None or session is None:
-            return []
-        return self._look_back(session, session.work(now), now)
-
     def _look_back(self, session: EdgeSession, said: list[Output], now: float) -> list[Output]:
         """Tell what the codec has lost, and look for an older state if that is what the session needs."""
         assignment = session.backup.assignment
-        errors = self._works[assignment.device].codec_errors()
+        errors = session.codec_errors()
         said += as_metrics(errors, agent=self.agent, role=self.tier, round_=assignment.round)
         if session.rewind_to is None:
-            self._ready.mark(assignment.device, ready=session.busy)
             return said
         self._end(assignment.device, goes_on=assignment.session)
         self._look_for_start(assignment, now, at_most=session.rewind_to)

@@ -23,6 +23,7 @@ from iotsplit.role import Output, Refused
 from iotsplit.session import Awaited, Backup, Turns, reach, steps_kept, wanted_by
 from iotsplit.settings import TrainingSettings
 from iotsplit.states import Assignment, CheckpointHead, Metrics
+from iotsplit.tensors.exchange import CodecError
 from iotsplit_edge.relay import answer, pass_on
 from iotsplit_edge.start import Start
 from iotsplit_edge.work import EdgeWork, Key
@@ -50,18 +51,14 @@ class EdgeSession(Protocol):
     def end_early(self, assignment: Assignment) -> list[Output]:
         """The session is over after the assignment's steps: the others have gone on without it."""
 
-    @property
-    def busy(self) -> bool:
-        """Whether `work` has something to do now."""
-
     def handle(self, frame: Frame, now: float) -> list[Output]:
         """Take a frame from the device or from the cloud."""
 
-    def work(self, now: float) -> list[Output]:
-        """Treat one tensor."""
-
     def ask(self, now: float) -> list[Output]:
         """Requests for what is late."""
+
+    def codec_errors(self) -> list[CodecError]:
+        """What the codec has lost of tensors that were sent since the last call."""
 
     def owned(self) -> dict[str, Sequence[Message]]:
         """What the session has on the broker: messages by the path of their head."""
@@ -128,7 +125,7 @@ class Training:
         return self._backward[0] >= self.backup.assignment.steps
 
     def _update(self) -> Frame:
-        update = Update(tier=Tier.EDGE, tokens=self._trained_tokens, tensors=self._work.adapter())
+        update = Update(tier=Tier.EDGE, tokens=self._trained_tokens, tensors=self._work.update())
         return self.backup.keep(update, Tier.CLOUD, (self._backward[0], 1))
 
     def handle(self, frame: Frame, now: float) -> list[Output]:
@@ -150,11 +147,7 @@ class Training:
                 return self._pass_on(frame, now)
             case _:
                 return []  # a repetition, or from the wrong side
-        # At once: what is held would be overwritten by garbage of the same identity.
-        said: list[Output] = []
-        while self.busy:
-            said += self.work(now)
-        return said
+        return self._go_on(now)
 
     def _pass_on(self, frame: Frame, now: float) -> list[Output]:
         try:
@@ -194,8 +187,12 @@ class Training:
             for late in self.awaited.late(now, self._here)
         ]
 
+    def codec_errors(self) -> list[CodecError]:
+        """What the codec has lost of tensors that were sent since the last call."""
+        return self._work.codec_errors()
+
     def owned(self) -> dict[str, Sequence[Message]]:
-        """The last two checkpoints, by the path of their head."""
+        """The last checkpoints, by the path of their head."""
         return dict(self._owned)
 
     def clear(self) -> list[Output]:
@@ -214,33 +211,26 @@ class Training:
         """What has come and waits for its turn."""
         return {frame.identity for held in (self._early, self._gradients) for frame in held.values()}
 
-    @property
-    def busy(self) -> bool:
-        """Whether `work` has something to do now."""
-        return self._next_frame() is not None
-
-    def work(self, now: float) -> list[Output]:
-        """Treat one activation or gradient."""
-        frame = self._next_frame()
-        if frame is None:
-            return []
-        try:
-            if isinstance(frame.content, Activation):
-                del self._early[self._forward]
-                return self._send_up(frame.content, now)
-            if isinstance(frame.content, Gradient):
-                del self._gradients[self._backward]
-                return self._send_down(frame.content, now)
-        except PeerError as error:
-            hopeless = self.awaited.is_hopeless(frame.identity, error)
-            return [Refused(message=frame, error=error), *(self._give_up(str(error)) if hopeless else [])]
-        return []
+    def _go_on(self, now: float) -> list[Output]:
+        said: list[Output] = []
+        while (frame := self._next_frame()) is not None:
+            try:
+                match frame.content:
+                    case Activation() as content:
+                        said += self._send_up(content, now)
+                    case Gradient() as content:
+                        said += self._send_down(content, now)
+            except PeerError as error:
+                said.append(Refused(message=frame, error=error))
+                if self.awaited.is_hopeless(frame.identity, error):
+                    said += self._give_up(str(error))
+        return said
 
     def _next_frame(self) -> Frame | None:
         """What can be treated now; activations of a step only when the step before is over."""
         if self._forward[0] == self._backward[0] and self._forward in self._early:
-            return self._early[self._forward]
-        return self._gradients.get(self._backward) if self._backward < self._forward else None
+            return self._early.pop(self._forward)
+        return self._gradients.pop(self._backward, None) if self._backward < self._forward else None
 
     def _send_up(self, content: Activation, now: float) -> list[Output]:
         key = self._forward

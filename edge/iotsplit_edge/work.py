@@ -129,6 +129,6 @@ class EdgeWork:
         """
         self._trained.restore(body)
 
-    def adapter(self) -> bytes:
+    def update(self) -> bytes:
         """The session's LoRA parameters as the cloud gets them."""
         return updates.encode(self._trained.parameters, self._start, self._settings.update_codec)

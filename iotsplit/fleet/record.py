@@ -1,22 +1,20 @@
 """``iotsplit record``: what is on a broker, written to a tape."""
 
-import contextlib
 import json
 import re
 import secrets
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import msgspec
 
 from iotsplit.errors import RunFailedError, UsageError
 from iotsplit.fleet.client import address_of
 from iotsplit.options import BrokerOptions, CommonOptions, parse
+from iotsplit.runtime.processes import signals_handled
 from iotsplit.tape.files import PIPE, TapeWriter, new_header
 from iotsplit.tape.recorder import Limits, Recorder, Tally, unchanged
 from iotsplit.tape.redaction import Redactor
@@ -84,7 +82,7 @@ def main(words: Sequence[str]) -> int:
             redact=redactor.take if redactor is not None else unchanged,
             tell=_warn,
         )
-        with _signals(recorder):
+        with signals_handled((signal.SIGINT, signal.SIGTERM), lambda *_: recorder.stop()):
             tally = recorder.run(filters, limits)
     _tell(options, tally)
     if not tally.records:
@@ -167,22 +165,6 @@ def _limits(options: RecordOptions) -> Limits:
         rounds=options.rounds,
         size_bytes=None if options.max_size is None else read_size(options.max_size),
     )
-
-
-@contextlib.contextmanager
-def _signals(recorder: Recorder) -> Iterator[None]:
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        recorder.stop()
-
-    before: dict[int, Any] = {
-        number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _warn(line: str) -> None:

@@ -11,13 +11,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import msgspec
 
 from iotsplit.errors import PeerError, RefusedError, UsageError
-from iotsplit.fleet.client import address_of
+from iotsplit.fleet.client import QUIET_S, address_of
 from iotsplit.fleet.inspection import selection_of
 from iotsplit.fleet.rehearse import AgainstOptions, rehearse
 from iotsplit.mailbox import Mailbox
@@ -25,6 +23,7 @@ from iotsplit.options import BrokerOptions, parse
 from iotsplit.packet import Packet
 from iotsplit.runtime import clock
 from iotsplit.runtime.link import Link, LinkChange
+from iotsplit.runtime.processes import signals_handled
 from iotsplit.states import Birth
 from iotsplit.tape import files
 from iotsplit.tape.files import PIPE
@@ -40,7 +39,6 @@ EXAMPLES = (
     "iotsplit replay plant7.tape --against edge --agent edge-1",
     "iotsplit replay plant7.tape --against device --agent press --data press.jsonl --tolerance 1e-6",
 )
-QUIET_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +93,7 @@ def _into_broker(options: ReplayOptions) -> int:
     source = Source(options.tape, selection, start, end)
     source.open()
     link = _Guarded(MqttLink(address, f"replay-{secrets.token_hex(4)}"))
-    with link.opened(), _signals(stop):
+    with link.opened(), signals_handled((signal.SIGINT, signal.SIGTERM), lambda *_: stop.set()):
         if not options.force:
             _refuse_live(link, source, mapping)
         player = Player(link.link, speed=speed, stop=stop)
@@ -209,22 +207,6 @@ def _online(guarded: _Guarded, topics: Topics) -> set[str]:
                 online.add(birth.agent)
     guarded.link.subscribe(frozenset())
     return online
-
-
-@contextlib.contextmanager
-def _signals(stop: threading.Event) -> Iterator[None]:
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        stop.set()
-
-    before: dict[int, Any] = {
-        number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _warn(line: str) -> None:

@@ -137,19 +137,18 @@ def items(path: Path, *, offset: int = 0) -> Iterator[tuple[int, Item]]:
             source.close()
 
 
-def records(path: Path, *, tell: Tell = tell_nobody, offset: int = 0) -> Iterator[Record]:
+def records(path: Path, *, tell: Tell = tell_nobody) -> Iterator[Record]:
     """The records of a tape, in order.
 
     Args:
         path: of the tape, or ``-`` for stdin.
         tell: told of each place that is damaged.
-        offset: of a block to begin with.
 
     Raises:
         UsageError: it cannot be read, or is no tape.
         MismatchError: a tape of another version of the format.
     """
-    yield from rest(items(path, offset=offset), path, tell=tell)
+    yield from rest(items(path), path, tell=tell)
 
 
 def rest(source: Iterable[tuple[int, Item]], path: Path, *, tell: Tell = tell_nobody) -> Iterator[Record]:
@@ -198,12 +197,6 @@ def index(path: Path) -> Index | None:
     if not at:
         return None
     return next((item for _, item in items(path, offset=at) if isinstance(item, Index)), None)
-
-
-def offset_before(found: Index | None, mono_ns: int) -> int:
-    """Where to begin to read for what comes at a time; 0 for the beginning."""
-    places = found.places if found is not None else ()
-    return max((place.offset for place in places if place.mono_ns < mono_ns), default=0)
 
 
 def rebuild_index(path: Path, *, tell: Tell = tell_nobody) -> Index:

@@ -55,7 +55,6 @@ class Recent(Generic[K, V]):
     def __init__(self, most: int) -> None:
         self._most = most
         self._entries: OrderedDict[K, V] = OrderedDict()
-        self.forgotten = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -76,7 +75,6 @@ class Recent(Generic[K, V]):
         self._entries.move_to_end(key)
         if len(self._entries) <= self._most:
             return None
-        self.forgotten += 1
         return self._entries.popitem(last=False)[1]
 
     def pop(self, key: K) -> V | None:

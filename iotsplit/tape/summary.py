@@ -105,7 +105,6 @@ class Summary:
         self._open: Recent[tuple[object, ...], set[int]] = Recent(MOST_OPEN)
         self._whole: Recent[tuple[object, ...], int] = Recent(MOST_OPEN)
         self._steps: Recent[tuple[str, int, int], tuple[str, int]] = Recent(MOST_OPEN)
-        self._phase = ""
 
     def record(self, record: Record, first: str) -> None:
         """Take a record, whatever it is a part of."""

@@ -42,7 +42,7 @@ def usual_calls(model: Path, devices: int) -> dict[str, float]:
     fleet = WeatherFleet(model, settings(rounds=1, local_steps=3, micro_batches=1), names)
     cloud = fleet.agents["cloud"]
     role: Any = cloud.role
-    handle, tick, next_tick = role.handle, role.tick, role.next_tick
+    handle, next_tick = role.handle, role.next_tick
 
     def counting(message: Message, now: float) -> Sequence[Output]:
         said: list[Output] = []
@@ -52,24 +52,17 @@ def usual_calls(model: Path, devices: int) -> dict[str, float]:
             counted[f"{message.identity.kind} while {phase}"].append(calls)
         return said
 
-    def counting_work(now: float) -> Sequence[Output]:
-        said: list[Output] = []
-        calls = calls_of(lambda: said.extend(tick(now)))
-        if any(isinstance(output, Frame) for output in said):
-            counted["work"].append(calls)
-        return said
-
-    def counting_next(now: float) -> float:
+    def counting_tick(now: float) -> float:
         counted[f"next_tick while {role.phase}"].append(calls_of(lambda: next_tick(now)))
         return float(next_tick(now))
 
-    role.handle, role.tick, role.next_tick = counting, counting_work, counting_next
+    role.handle, role.next_tick = counting, counting_tick
     fleet.run()
     return {kind: statistics.median(calls) for kind, calls in counted.items()}
 
 
 def test_what_one_frame_costs_the_cloud_does_not_grow_with_the_fleet(model: Path) -> None:
     few, many = usual_calls(model, FEW), usual_calls(model, MANY)
-    assert {kind.split()[0] for kind in many} - {"work"} == {"activation", "update", "next_tick"}
+    assert {kind.split()[0] for kind in many} == {"activation", "update", "next_tick"}
     grown = {kind: (few[kind], calls) for kind, calls in many.items() if calls > 1.02 * few[kind]}
     assert grown == {}
