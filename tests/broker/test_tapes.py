@@ -102,9 +102,13 @@ def test_a_tape_is_said_again_with_what_is_retained(
     assert main([*words, "--speed=max"]) == 0
     client.link.publish(Packet(topic="done", payload=b""))
     heard = client.hear("done")[:-1]
-    assert [each.payload for each in heard] == [each.payload for each in recorded]
+    for qos in (0, 1):  # MQTT keeps the order within one QoS only
+        said = [each.payload for each in recorded if each.qos == qos]
+        assert [each.payload for each in heard if each.qos == qos] == said != []
     late = Client(port, "iotsplit/bench/state/+", "done")
-    client.link.publish(Packet(topic="done", payload=b"", retain=False))
+    late.link.publish(
+        Packet(topic="done", payload=b"")
+    )  # its own: by another link it may come before it listens
     agents = {each.topic for each in late.hear("done") if each.retain}
     assert agents == {f"iotsplit/bench/state/{name}" for name in ("a", "b", "cloud", "edge-1", "edge-2")}
     # Now that fleet is there: another one of its name must not speak into it.
