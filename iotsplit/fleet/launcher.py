@@ -114,6 +114,10 @@ class Launcher:
         except subprocess.TimeoutExpired:
             return None
 
+    def child(self, agent: str) -> Child:
+        """The process that was started last for an agent."""
+        return self._children[agent]
+
     def newly_dead(self) -> list[Child]:
         """Children that have ended since this was asked last."""
         dead = [

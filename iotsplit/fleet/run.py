@@ -299,8 +299,10 @@ def _watch(launcher: Launcher, progress: Progress, prepared: Prepared, console: 
     while launcher.wait(CLOUD) is None:
         progress.poll()
         for child in launcher.newly_dead():
+            if child.agent == CLOUD:
+                continue  # since it was asked for above
             error = end_of(child)
-            killed = child.process.returncode < 0 and child.agent not in (CLOUD, BROKER)
+            killed = child.process.returncode < 0 and child.agent != BROKER
             if killed and starts[child.agent] < MAX_RESTARTS:
                 starts[child.agent] += 1
                 launcher.start(child.agent, child.words)
@@ -313,7 +315,7 @@ def _watch(launcher: Launcher, progress: Progress, prepared: Prepared, console: 
             if mended_by_a_person or needed or not progress.training:
                 raise error
             console.print(f"going on without {error}", markup=False, highlight=False, soft_wrap=True)
-    cloud = next(child for child in launcher.newly_dead() if child.agent == CLOUD)
+    cloud = launcher.child(CLOUD)
     if cloud.process.returncode == INTERRUPTED:
         raise KeyboardInterrupt
     if cloud.process.returncode != 0:

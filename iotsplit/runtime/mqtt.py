@@ -59,6 +59,7 @@ class MqttLink:
         self._connection: Connection | None = None
         self._closing = threading.Event()
         self._keeper: threading.Thread | None = None
+        self._jitter = random.Random()  # noqa: S311 - no secret
         # Held while something is handed to paho, so that order holds across threads. Never wait for room
         # with it, and never call paho with `_changed`: paho's thread takes its own locks before ours.
         self._handing_over = threading.RLock()
@@ -201,4 +202,4 @@ class MqttLink:
     def _pause_s(self, attempt: int) -> float:
         """Seconds before an attempt: random, so that a fleet does not come back in one instant."""
         longest = min(LAST_RETRY_S, self._first_retry_s * 2.0 ** min(attempt, 16))
-        return longest * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+        return longest * self._jitter.uniform(0.5, 1.0)

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,23 @@ class Client:
         return found
 
 
+ConnectClient = Callable[..., Client]
+
+
+@pytest.fixture
+def connect() -> Iterator[ConnectClient]:
+    """Connects clients; all are closed after the test, since they would look for their broker for ever."""
+    clients: list[Client] = []
+
+    def connected(port: int, *filters: str) -> Client:
+        clients.append(Client(port, *filters))
+        return clients[-1]
+
+    yield connected
+    for client in clients:
+        client.link.close()
+
+
 class Recording:
     """A recording in a thread of its own, which has begun to hear."""
 
@@ -73,9 +91,11 @@ class Recording:
         self.writer.close()
 
 
-def test_what_is_on_any_topic_is_recorded_without_loss(start_mosquitto: StartBroker, tmp_path: Path) -> None:
+def test_what_is_on_any_topic_is_recorded_without_loss(
+    start_mosquitto: StartBroker, connect: ConnectClient, tmp_path: Path
+) -> None:
     port = start_mosquitto().settings.port
-    client = Client(port, "done")
+    client = connect(port, "done")
     client.link.publish(Packet(topic="hall/state", payload=b"on", retain=True))
     recording = Recording(port, tmp_path / "x.tape")
     sent = [Packet(topic=f"hall/{n % 7}", payload=bytes([n % 256]) * n, qos=1) for n in range(300)]
@@ -88,16 +108,15 @@ def test_what_is_on_any_topic_is_recorded_without_loss(start_mosquitto: StartBro
     assert (first.topic, first.payload, first.retain) == ("hall/state", b"on", True)
     assert [each.packet for each in rest[: len(sent)]] == sent
     assert recording.tally.lost == 0
-    client.link.close()
 
 
 def test_a_tape_is_said_again_with_what_is_retained(
-    start_mosquitto: StartBroker, capsys: pytest.CaptureFixture[str]
+    start_mosquitto: StartBroker, connect: ConnectClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     port = start_mosquitto().settings.port
     broker = f"--broker=mqtt://127.0.0.1:{port}"
     recorded = list(files.records(QUIET))
-    client = Client(port, "iotsplit/bench/#", "done")
+    client = connect(port, "iotsplit/bench/#", "done")
     words = ["replay", str(QUIET), broker, "--map-topic=s/memory/bench/"]
     assert main([*words, "--speed=max"]) == 0
     client.link.publish(Packet(topic="done", payload=b""))
@@ -105,10 +124,8 @@ def test_a_tape_is_said_again_with_what_is_retained(
     for qos in (0, 1):  # MQTT keeps the order within one QoS only
         said = [each.payload for each in recorded if each.qos == qos]
         assert [each.payload for each in heard if each.qos == qos] == said != []
-    late = Client(port, "iotsplit/bench/state/+", "done")
-    late.link.publish(
-        Packet(topic="done", payload=b"")
-    )  # its own: by another link it may come before it listens
+    late = connect(port, "iotsplit/bench/state/+", "done")
+    late.link.publish(Packet(topic="done", payload=b""))  # by another link it may come before it listens
     agents = {each.topic for each in late.hear("done") if each.retain}
     assert agents == {f"iotsplit/bench/state/{name}" for name in ("a", "b", "cloud", "edge-1", "edge-2")}
     # Now that fleet is there: another one of its name must not speak into it.
@@ -117,15 +134,13 @@ def test_a_tape_is_said_again_with_what_is_retained(
     assert "agents of fleet bench are there: a, b, cloud, edge-1, edge-2" in capsys.readouterr().err
     assert main([*words, "--force", "--retained-only", "--speed=max", "--topic=iotsplit/memory/state/#"]) == 0
     assert capsys.readouterr().out.startswith("5 messages")
-    for each in (client, late):
-        each.link.close()
 
 
 def test_the_command_records_until_its_time_is_over(
-    start_mosquitto: StartBroker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    start_mosquitto: StartBroker, connect: ConnectClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     port = start_mosquitto().settings.port
-    client = Client(port)
+    client = connect(port)
     client.link.publish(Packet(topic="iotsplit/default/round", payload=b"{}", retain=True))
     client.link.close()
     words = ["record", f"--broker=mqtt://127.0.0.1:{port}", "--duration=1s"]

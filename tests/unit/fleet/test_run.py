@@ -57,10 +57,10 @@ def launcher(tmp_path: Path) -> Any:
 WAIT = "import threading; threading.Event().wait()"
 
 
-def watch(launcher: Launcher, *, training: bool) -> str:
+def watch(launcher: Launcher, *, training: bool, progress: type[Watched] = Watched) -> str:
     screen = io.StringIO()
-    progress = cast("Progress", Watched(training=training))
-    module._watch(launcher, progress, PREPARED, Console(file=screen, width=200))
+    shown = cast("Progress", progress(training=training))
+    module._watch(launcher, shown, PREPARED, Console(file=screen, width=200))
     return screen.getvalue()
 
 
@@ -81,6 +81,19 @@ def start(launcher: Launcher, **codes: int) -> None:
 def test_a_run_ends_when_the_cloud_is_done(launcher: Launcher) -> None:
     start(launcher, edge_1=-1, press=-1, pump=-1, cloud=0)
     assert watch(launcher, training=True) == ""
+
+
+@pytest.mark.slow
+def test_a_cloud_that_is_done_while_others_are_looked_at_is_no_loss(launcher: Launcher) -> None:
+    class Slow(Watched):
+        """A progress that takes until the cloud's end."""
+
+        def poll(self) -> None:
+            launcher.wait("cloud", 20)
+
+    start(launcher, edge_1=-1, press=-1, pump=-1)
+    launcher.start("cloud", ["import threading; threading.Event().wait(1)"])
+    assert watch(launcher, training=True, progress=Slow) == ""
 
 
 @pytest.mark.slow
