@@ -12,7 +12,7 @@ from iotsplit import errors
 from iotsplit.errors import MismatchError, RefusedError, UsageError, UserError
 from iotsplit.options import parse
 from iotsplit.runtime.serve import INTERRUPTED
-from iotsplit_broker.command import BrokerCommand
+from iotsplit_broker.run import BrokerCommand
 from iotsplit_cloud.command import CloudOptions
 from iotsplit_device.command import DeviceOptions
 from iotsplit_edge.command import EdgeOptions

@@ -1,153 +1,37 @@
-"""``iotsplit broker``: a broker of our own, ready for fleets."""
+"""``iotsplit broker``: run a broker, or get one that exists ready for fleets."""
 
-import fcntl
-import json
-import os
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from queue import SimpleQueue
-from types import FrameType
+from collections.abc import Sequence
+from importlib import import_module
 
-from platformdirs import user_state_path
+from iotsplit.errors import UsageError
+from iotsplit.flags import suggest
 
-from iotsplit.errors import RunFailedError, UsageError
-from iotsplit.options import CommonOptions, parse
-from iotsplit.runtime.processes import die_with_parent
-from iotsplit_broker.process import EMBEDDED_LACKS, Broker, Kind, start
-from iotsplit_broker.settings import AUTOSAVE_S, LOOPBACK, MAX_MESSAGE_BYTES, BrokerSettings
+RUN = "run"
+USAGE = """\
+Examples:
+  iotsplit broker
+  iotsplit broker run --port 1883 --host 0.0.0.0 --users-file /etc/iotsplit/users
 
-EXAMPLES = (
-    "iotsplit broker",
-    "iotsplit broker --port 1883 --host 0.0.0.0 --users-file /etc/iotsplit/users",
-    "iotsplit broker --config broker.toml",
-)
-INTERRUPTED = 130
-ENDINGS = (signal.SIGINT, signal.SIGTERM)
+Usage: iotsplit broker [run] [OPTIONS]
 
-Signals = SimpleQueue[int]
+  run       run Mosquitto with the settings that fleets need, else the embedded broker; may be left out
 
-
-@dataclass(frozen=True, kw_only=True)
-class BrokerCommand(CommonOptions):
-    """The broker.
-
-    Runs Mosquitto with the settings that fleets need, else the embedded broker, until a signal ends it.
-
-    Args:
-        port: TCP port; 0 for a free one, which is printed.
-        host: Address to listen on; 0.0.0.0 lets other machines in.
-        directory: Directory for retained messages and log; by default the user's state directory.
-        kind: mosquitto, embedded, or auto for the first that is installed.
-        users_file: Users and password hashes made by mosquitto_passwd; without it everybody may connect.
-        cert_file: Certificate of this broker; with it the port speaks TLS.
-        key_file: Private key of that certificate.
-        max_message_bytes: Largest message accepted.
-        autosave_s: Seconds of retained messages that a power cut may cost (Mosquitto).
-    """
-
-    port: int = 1883
-    host: str = LOOPBACK
-    directory: Path | None = None
-    kind: Kind = Kind.AUTO
-    users_file: Path | None = None
-    cert_file: Path | None = None
-    key_file: Path | None = None
-    max_message_bytes: int = MAX_MESSAGE_BYTES
-    autosave_s: int = AUTOSAVE_S
+iotsplit broker run --help shows the options of a command.
+"""
+VERBS = {RUN: "iotsplit_broker.run"}
+"""The module whose ``main`` gets the words behind each verb; it is imported for no other."""
 
 
 def main(words: Sequence[str]) -> int:
-    """Run a broker until a signal ends it."""
-    options = parse(BrokerCommand, words, name="iotsplit broker", examples=EXAMPLES)
-    if os.environ.get("IOTSPLIT_PARENT_DEATH"):
-        die_with_parent()
-    settings = settings_of(options)
-    with _signals() as signals, _alone_in(settings.directory):
-        broker = start(settings, options.kind)
-        try:
-            _announce(broker, as_json=options.json)
-            return _until_the_end(broker, signals)
-        finally:
-            broker.stop()
-
-
-@contextmanager
-def _signals() -> Iterator[Signals]:
-    """Queue signals instead of interrupting, so that none can come between start and stop."""
-    # Not by blocking them: the child would inherit that, and never end.
-    queue: Signals = SimpleQueue()
-
-    def put(number: int, frame: FrameType | None) -> None:
-        del frame
-        queue.put(number)
-
-    before = {number: signal.signal(number, put) for number in (*ENDINGS, signal.SIGCHLD)}
-    try:
-        yield queue
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def settings_of(options: BrokerCommand) -> BrokerSettings:
-    """The settings that the options mean."""
-    return BrokerSettings(
-        directory=options.directory or user_state_path("iotsplit") / "broker",
-        host=options.host,
-        port=options.port,
-        users_file=options.users_file,
-        cert_file=options.cert_file,
-        key_file=options.key_file,
-        max_message_bytes=options.max_message_bytes,
-        autosave_s=options.autosave_s,
-    )
-
-
-@contextmanager
-def _alone_in(directory: Path) -> Iterator[None]:
-    """Hold a directory: two brokers in one would overwrite each other's retained messages."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / "lock").open("w")
-    except OSError as error:
+    """Do what the first word says; without one, run a broker."""
+    if {"--help", "-h", "help"}.intersection(words[:1]):
+        sys.stdout.write(USAGE)
+        return 0
+    verb, *rest = words if words and not words[0].startswith("-") else (RUN, *words)
+    if verb not in VERBS:
         raise UsageError(
-            f"directory {directory} cannot be used: {error.strerror}", fix="choose another --directory"
-        ) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(
-                f"another broker keeps its messages in {directory}", fix="choose another --directory"
-            ) from None
-        yield
-
-
-def _announce(broker: Broker, *, as_json: bool) -> None:
-    settings = broker.settings
-    if broker.kind is Kind.EMBEDDED:
-        sys.stderr.write(f"iotsplit: the embedded broker stands in for Mosquitto: {EMBEDDED_LACKS}\n")
-    if settings.users_file is None and settings.host not in {LOOPBACK, "localhost", "::1"}:
-        sys.stderr.write(f"iotsplit: everybody who reaches {settings.host} may connect; see --users-file\n")
-    told = {"host": settings.host, "port": settings.port, "kind": broker.kind, "pid": broker.process.pid}
-    line = (
-        json.dumps(told) if as_json else f"{settings.scheme}://{settings.host}:{settings.port} ({broker.name})"
-    )
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
-def _until_the_end(broker: Broker, signals: Signals) -> int:
-    while True:
-        number = signals.get()
-        if number in ENDINGS:
-            return INTERRUPTED if number == signal.SIGINT else 0
-        if broker.process.poll() is not None:
-            raise RunFailedError(
-                f"the broker ended with code {broker.process.returncode}",
-                fix=f"see {broker.settings.directory / 'broker.log'}",
-            )
+            f"no command broker {verb}{suggest(verb, list(VERBS))}", fix="see iotsplit broker --help"
+        )
+    code: int = import_module(VERBS[verb]).main(rest)
+    return code

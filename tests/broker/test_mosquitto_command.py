@@ -126,10 +126,11 @@ def test_options_may_come_from_a_file(command: RunCommand, tmp_path: Path) -> No
     assert told["kind"] == "embedded"
 
 
-def test_help_begins_with_examples_and_imports_no_tensors() -> None:
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"]])
+def test_help_begins_with_examples_and_imports_no_tensors(words: list[str]) -> None:
     code = (
         "import sys\nfrom iotsplit_broker.command import main\n"
-        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        f"try: main({words})\nexcept SystemExit: pass\n"
         "sys.exit(bool({'torch', 'numpy', 'paho'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
