@@ -90,10 +90,10 @@ SEEDS: dict[Callable[[Patch], None], tuple[int, ...]] = {
 
 
 @pytest.mark.parametrize("bug", SEEDS, ids=lambda bug: bug.__name__)
-def test_a_seeded_bug_is_found(model: Path, bug: Callable[[Patch], None], monkeypatch: Patch) -> None:
+def test_a_seeded_bug_is_found(small_model: Path, bug: Callable[[Patch], None], monkeypatch: Patch) -> None:
     monkeypatch.setattr(test_crashes, "LIMIT", 15_000)
     for seed in SEEDS[bug]:
-        in_calm(model, wanted(seed))
-        assert not fails(model, seed)
+        in_calm(small_model, wanted(seed))
+        assert not fails(small_model, seed)
     bug(monkeypatch)
-    assert any(fails(model, seed) for seed in SEEDS[bug])
+    assert any(fails(small_model, seed) for seed in SEEDS[bug])
