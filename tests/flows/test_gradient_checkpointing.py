@@ -29,7 +29,7 @@ def trained(model: Path, settings: TrainingSettings) -> dict[str, bytes]:
     return dict(fleet.versions[-1].sections)
 
 
-def checkpointing(tiers: set[Tier], monkeypatch: pytest.MonkeyPatch) -> None:
+def checkpointing(tiers: tuple[Tier, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """Switch it on for the parts of these tiers, as their commands do behind `inject`."""
     inject = adapters.inject
 
@@ -49,9 +49,9 @@ def checkpointing(tiers: set[Tier], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("labels", Labels)
-@pytest.mark.parametrize("tiers", [*({tier} for tier in Tier), set(Tier)], ids=str)
+@pytest.mark.parametrize("tiers", [*((tier,) for tier in Tier), tuple(Tier)], ids="-".join)
 def test_the_adapter_is_the_same_to_the_bit(
-    model: Path, labels: Labels, tiers: set[Tier], monkeypatch: pytest.MonkeyPatch
+    model: Path, labels: Labels, tiers: tuple[Tier, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = TrainingSettings(
         rounds=1,
