@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import coverage
 import pytest
 
 from iotsplit.plan import Labels
@@ -18,24 +17,13 @@ from tests.flows.crashes import CrashFleet
 from tests.flows.fault_schedule import Schedule, storm
 from tests.flows.weather import WeatherFleet, settings
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick", "unmeasured")]
 
 SCHEDULES = int(os.environ.get("CRASH_SCHEDULES", "300"))
 FIRST = int(os.environ.get("CRASH_FIRST", "0"))
 PACKETS = 450
 LIMIT = 40_000
 CHUNK = 25
-
-
-@pytest.fixture(autouse=True)
-def unmeasured() -> Iterator[None]:
-    """Stop coverage: it costs half as much again, and other tests walk the same ways."""
-    measuring = coverage.Coverage.current()
-    if measuring is not None:
-        measuring.stop()
-    yield
-    if measuring is not None:
-        measuring.start()
 
 
 def wanted(seed: int) -> TrainingSettings:

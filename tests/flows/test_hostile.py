@@ -175,6 +175,7 @@ def fed(agent: Agent, packet: Packet) -> None:
         agent.encode(agent.handle(message, 0.0))
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("stream", STREAMS)
 def test_no_stream_of_garbage_makes_an_agent_hold_more_and_more(
     model: Path, stream: str, monkeypatch: pytest.MonkeyPatch
