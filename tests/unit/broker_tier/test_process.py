@@ -84,7 +84,7 @@ def test_the_embedded_broker_is_not_started_without_the_users_that_were_asked_fo
 ) -> None:
     installed(monkeypatch, mosquitto=False, iotcore=True)
     (tmp_path / "users").touch()
-    with pytest.raises(UsageError, match="neither users nor TLS"):
+    with pytest.raises(UsageError, match="neither users, TLS nor bridges"):
         start(replace(settings, users_file=tmp_path / "users"))
 
 
