@@ -1,6 +1,5 @@
 """A shop floor with devices and edges, a cloud elsewhere, and a bridge between their brokers."""
 
-import queue
 import subprocess
 import sys
 from collections import Counter
@@ -50,7 +49,7 @@ class Listener:
     ) -> None:
         address = BrokerAddress.parse(f"mqtt://127.0.0.1:{port}", user=user, password=SECRET)
         self.packets: list[Packet] = []
-        self._arrived: queue.SimpleQueue[Packet | LinkChange] = queue.SimpleQueue()
+        self.breaks = 0
         self._link = MqttLink(address, f"listener-{user}")
         self._link.open(self._take, last_will=None)
         self._link.subscribe(filters)
@@ -58,6 +57,8 @@ class Listener:
     def _take(self, event: Packet | LinkChange) -> None:
         if isinstance(event, Packet):
             self.packets.append(event)
+        else:
+            self.breaks += 1
 
     def topics(self, root: str) -> list[list[str]]:
         """Words below the root of everything heard; nothing may lie elsewhere."""
@@ -136,6 +137,12 @@ class TwoSites(Fleet):
         words = [word for word in words if not word.startswith("--broker=")]
         extra = ["--standby"] if name in self.far_edges else []
         return [*words, f"--broker=mqtt://127.0.0.1:{self.far_port}", f"--topic-prefix={self.prefix}", *extra]
+
+    def give_up(self, name: str) -> None:
+        """Kill an agent that nobody starts again."""
+        process = self.running.pop(name)
+        process.kill()
+        process.wait()
 
     def close(self) -> None:
         super().close()

@@ -151,9 +151,53 @@ def test_a_bridge_that_is_cut_costs_nothing_and_carries_nothing_that_should_stay
         until(fleet, lambda: clock.now() >= mended_at)
         fleet.bridge.mend()
         assert comes_true(fleet.keep_running, PATIENCE_S)
-        heard = {words[0] for words in ear.topics(fleet.there)}
-        assert "adapter/latest" in retained(fleet.port, fleet.here, "ear")
+        found = retained(fleet.port, fleet.here, "ear")
         ear.close()
-    assert heard >= {"state", "wan", "update", "metrics", "assign", "round", "adapter"}
-    assert not heard & {"lan", "checkpoint", "probe"} - {"probe"}
+    heard = ear.topics(fleet.there)
+    kinds = {words[0] for words in heard}
+    assert kinds >= {"state", "wan", "update", "metrics", "assign", "round", "adapter"}
+    assert not kinds & {"lan", "checkpoint"}
+    assert {words[1] for words in heard if words[0] == "probe"} == {"cloud"}
+    assert found >= {"adapter/latest", "adapter/2/head", "adapter/2/0", "round"}
+    expect_the_bits_of_one_broker(output, model, tmp_path / "memory")
+
+
+@pytest.mark.parametrize("version", ["v5", "v311"])
+def test_both_versions_of_the_protocol_carry_a_fleet(
+    output: Path, model: Path, tmp_path: Path, start_mosquitto: StartBroker, version: str
+) -> None:
+    far = start_mosquitto()
+    with sites(output, model, far.settings.port, bridge_words=[f"--protocol={version}"]) as fleet:
+        ears = {"there": Listener(far.settings.port), "here": Listener(fleet.port)}
+        assert comes_true(fleet.keep_running, PATIENCE_S)
+        found = retained(fleet.port, fleet.here)
+        sizes = {side: ear.sizes(fleet.here) for side, ear in ears.items()}
+        for ear in ears.values():
+            ear.close()
+    assert found >= {"adapter/latest", "adapter/2/head", "adapter/2/0", "round"}
+    assert not {"lan", "checkpoint"} & sizes["there"].keys()
+    assert sizes["here"]["lan"] > 0 < sizes["here"]["checkpoint"]
+    assert sizes["here"]["update"] == sizes["there"]["update"] > 0
+    expect_the_bits_of_one_broker(output, model, tmp_path / "memory")
+
+
+def test_a_standby_on_the_far_side_takes_over_when_all_edges_here_are_lost(
+    output: Path, model: Path, tmp_path: Path, start_mosquitto: StartBroker
+) -> None:
+    far = start_mosquitto()
+    spare = {
+        "far_edges": ["spare"],
+        "bridge_words": ["--protocol=v5", "--cloud-standby=spare", "--edges=edge-1"],
+    }
+    with sites(output, model, far.settings.port, edges=["edge-1", "spare"], **spare) as fleet:
+        ear = Listener(far.settings.port)
+        until(fleet, lambda: steps(fleet) >= 5)
+        fleet.give_up("edge-1")
+        assert comes_true(fleet.keep_running, PATIENCE_S)
+        ear.close()
+    lan = [words for words in ear.topics(fleet.there) if words[0] == "lan"]
+    assert lan
+    assert all("spare" in words[1:3] for words in lan)
+    moved = [row for row in rows(output / "events.jsonl") if row["kind"] == "session_moved"]
+    assert {row["agent"] for row in moved} == set(DEVICES)
     expect_the_bits_of_one_broker(output, model, tmp_path / "memory")
