@@ -26,6 +26,19 @@ class Protocol(StrEnum):
 
 
 VERSIONS = {Protocol.V5: "mqttv50", Protocol.V311: "mqttv311"}
+# Mosquitto 2.0 sends no session expiry interval in a bridge's CONNECT (its issues 1632, 2424, 2793, 2980).
+PRICES = {
+    Protocol.V5: (
+        "# In MQTT 5 a bridge of Mosquitto 2.0 has no session on the far side: what comes in while it is down",
+        "# is lost and asked for again, what is retained comes when it is back, and what was cleared meanwhile",
+        "# stays here. Between two Mosquittos --protocol v311 has none of that.",
+    ),
+    Protocol.V311: (
+        "# In 3.1.1 only a far broker that knows Mosquitto's bridges keeps the retain flag of what comes.",
+        "# Where it does not, agents here miss adapter versions until the bridge connects anew.",
+        "try_private true",
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,14 +121,7 @@ def bridge_section(bridge: Bridge, carried: Sequence[Crossing], *, notes: Sequen
 
 
 def _protocol(protocol: Protocol) -> list[str]:
-    lines = [f"bridge_protocol_version {VERSIONS[protocol]}"]
-    if protocol is Protocol.V311:
-        lines += [
-            "# In 3.1.1 only a far broker that knows Mosquitto's bridges keeps the retain flag of what comes.",
-            "# Where it does not, agents here miss adapter versions until the bridge connects anew.",
-            "try_private true",
-        ]
-    return lines
+    return [f"bridge_protocol_version {VERSIONS[protocol]}", *PRICES[protocol]]
 
 
 def _login(remote: BrokerAddress) -> list[str]:
