@@ -25,7 +25,7 @@ def aws_policies(topics: Topics, arn: str, *, bridge: Sequence[Rule]) -> dict[st
         bridge: what a bridge may do.
     """
     tiers = {f"{tier}": policy(ROLES[tier], f"{tier[0]}-{topics.fleet}-{THING}", topics, arn) for tier in Tier}
-    whole = {**tiers, "bridge": policy(bridge, THING, topics, arn)}
+    whole = {**tiers, "bridge": policy(bridge, f"{THING}-*", topics, arn)}
     return {f"{role}-policy.json": json.dumps(document, indent=2) + "\n" for role, document in whole.items()}
 
 

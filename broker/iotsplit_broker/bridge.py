@@ -10,7 +10,7 @@ from iotsplit.options import BrokerOptions, CommonOptions, parse
 from iotsplit.runtime.address import BrokerAddress
 from iotsplit_broker import output
 from iotsplit_broker.access import check_user, plain_topics
-from iotsplit_broker.bridge_section import Bridge, Protocol, bridge_section
+from iotsplit_broker.bridge_section import MAX_NAME, Bridge, Protocol, bridge_section
 from iotsplit_broker.crossings import Crossing, crossings, price_of_standby
 from iotsplit_broker.version import speaks_v5
 
@@ -18,7 +18,6 @@ EXAMPLES = (
     "iotsplit broker bridge --local mqtt://127.0.0.1 --remote mqtt://10.0.0.5 --prefix plant7/",
     "iotsplit broker bridge --config bridge.toml --output /etc/mosquitto/conf.d/iotsplit.conf",
 )
-MAX_NAME = 23
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +33,14 @@ class BridgeOptions(CommonOptions):
         fleet: Name of the fleet, the word that its topics begin with.
         prefix: What the far broker wants in front of every topic, such as plant7/.
         local_prefix: What the local broker wants in front of every topic.
-        name: Client id of this site at the far broker; by default the user, else iotsplit- and the fleet.
+        name: Client id of this site at the far broker, less -out or -in; by default iotsplit- and the fleet.
         cloud: The cloud's --id.
         edges: Edges of this site; without, what the cloud says to the edges of every site comes in.
         cloud_standby: Edges on the far side that stand in when all edges here are lost, as --id names them;
             costs privacy and bytes.
         protocol: MQTT version: v5, v311 (3.1.1), or auto to ask both brokers.
-        user: User name at the far broker; the password comes from a file or from IOTSPLIT_PASSWORD.
-        password_file: File with the password, alone on its first line.
+        user: User name at the far broker, or two: for out and in, where users are client ids (broker config).
+        password_file: File with the password, alone on its first line; else it is in IOTSPLIT_PASSWORD.
         ca_file: Certificate authority that signed the far broker's certificate; Mosquitto reads it there.
         cert_file: Certificate of the bridge, where the far broker wants one (AWS IoT).
         key_file: Private key of that certificate.
@@ -59,7 +58,7 @@ class BridgeOptions(CommonOptions):
     edges: tuple[str, ...] = ()
     cloud_standby: tuple[str, ...] = ()
     protocol: Protocol = Protocol.AUTO
-    user: str | None = None
+    user: tuple[str, ...] = ()
     password_file: Path | None = None
     ca_file: Path | None = None
     cert_file: Path | None = None
@@ -76,7 +75,7 @@ def main(words: Sequence[str]) -> int:
     text = bridge_section(bridge, carried, notes=[*notes_of(options), *price])
     for line in price:
         sys.stderr.write(f"iotsplit: {line}\n")
-    is_secret = bridge.remote.user is not None
+    is_secret = bridge.password is not None
     if options.output is not None:
         output.write({options.output: text}, force=options.force, secret=is_secret, as_json=options.json)
     elif is_secret:
@@ -95,10 +94,11 @@ def bridge_of(options: BridgeOptions) -> tuple[Bridge, tuple[Crossing, ...]]:
         UserError: an option does not fit, or the version has to be asked for and nobody answers.
     """
     local = BrokerAddress.parse(options.local)
+    remote = BrokerAddress.parse(options.remote, ca_file=options.ca_file)
+    users = _users(options.user or ((remote.user,) if remote.user else ()))
     password = BrokerOptions(password_file=options.password_file).password()
-    remote = BrokerAddress.parse(options.remote, user=options.user, password=password, ca_file=options.ca_file)
-    if options.password_file is not None and remote.user is None:
-        raise UsageError("a password is given but no user", fix="add --user")
+    if users is None and options.password_file is None:
+        password = None  # IOTSPLIT_PASSWORD may be for somebody else
     if (local.host, local.port) == (remote.host, remote.port):
         raise UsageError(
             f"{local} is both ends of the bridge", fix="name two brokers with --local and --remote"
@@ -110,15 +110,23 @@ def bridge_of(options: BridgeOptions) -> tuple[Bridge, tuple[Crossing, ...]]:
     if both:
         raise UsageError(f"edge {min(both)} is on both sides", fix="name it in --edges or in --cloud-standby")
     bridge = Bridge(
-        name=options.name or remote.user or f"iotsplit-{options.fleet}"[:MAX_NAME],
+        name=options.name or f"iotsplit-{options.fleet}"[:MAX_NAME],
         remote=remote,
         here=here,
         there=there,
         protocol=_version(options.protocol, local, remote),
+        users=users,
+        password=password,
         cert_file=options.cert_file,
         key_file=options.key_file,
     )
     return bridge, crossings(cloud=options.cloud, edges=options.edges, standby=options.cloud_standby)
+
+
+def _users(given: tuple[str, ...]) -> tuple[str, str] | None:
+    if len(given) > len(("out", "in")):
+        raise UsageError(f"{len(given)} users are given", fix="name one, or one for out and one for in")
+    return (given[0], given[-1]) if given else None
 
 
 def notes_of(options: BridgeOptions) -> list[str]:

@@ -54,7 +54,7 @@ class ConfigOptions(CommonOptions):
         cloud: User that is the cloud.
         operators: Users that are people who watch the fleet and command the cloud.
         recorders: Users that may hear everything, for iotsplit record.
-        bridges: Users that are bridges of other sites to this broker.
+        bridges: Users that are bridges of other sites to this broker, two for each site: out and in.
         cloud_standby: Edges at this broker that the other sites' bridges serve; as in broker bridge.
         devices: Users that are devices; only HiveMQ wants them written down.
         port: TCP port.

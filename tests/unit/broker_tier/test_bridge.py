@@ -88,14 +88,15 @@ def test_a_password_goes_into_a_file_that_only_its_owner_reads(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, password: Path
 ) -> None:
     file = tmp_path / "conf.d" / "bridge.conf"
-    words = [*ENDS, "--user=plant7", f"--password-file={password}"]
+    words = [*ENDS, "--user=there,back", "--name=plant7", f"--password-file={password}"]
     with pytest.raises(UsageError, match="holds a password"):
         main(words)
     assert main([*words, f"--output={file}"]) == 0
     assert capsys.readouterr().out == f"{file}\n"
-    assert {"remote_username plant7", "remote_password pass word", "remote_clientid plant7"} <= set(
-        file.read_text().splitlines()
-    )
+    out, coming = [set(part.splitlines()) for part in file.read_text().split("\nconnection ")[1:]]
+    assert {"plant7-out", "remote_clientid plant7-out", "remote_username there"} <= out
+    assert {"plant7-in", "remote_clientid plant7-in", "remote_username back"} <= coming
+    assert "remote_password pass word" in out & coming
     assert file.stat().st_mode & 0o077 == 0
 
 
@@ -123,8 +124,9 @@ def test_a_file_that_is_there_stays_unless_forced(capsys: pytest.CaptureFixture[
         (["--cloud=a b"], "user 'a b' cannot be named"),
         (["--edges=e,+"], "user '\\+' cannot be named"),
         (["--edges=e", "--cloud-standby=e"], "edge e is on both sides"),
-        (["--name=has.dot"], "user 'has.dot' cannot be named"),
-        (["--user=u"], "user u has no password"),
+        (["--name=has.dot"], "name 'has.dot' cannot be a client id"),
+        (["--user=u"], "a user needs a password"),
+        (["--user=a,b,c"], "3 users are given"),
         (["--cert-file=c"], "a certificate needs its key"),
         (["--cert-file=c", "--key-file=k"], "is not encrypted"),
         (["--ca-file=c"], "is not encrypted"),
@@ -139,14 +141,14 @@ def test_what_cannot_work_is_refused(words: list[str], told: str) -> None:
 
 
 def test_a_password_without_a_user_is_refused(password: Path) -> None:
-    with pytest.raises(UsageError, match="a password is given but no user"):
+    with pytest.raises(UsageError, match="a password a user"):
         main([*ENDS, f"--password-file={password}"])
 
 
 @pytest.mark.parametrize("wrong", ["", "a\x01b"])
 def test_a_password_that_a_line_cannot_hold_is_refused(password: Path, wrong: str) -> None:
     password.write_text(wrong)
-    with pytest.raises(UsageError, match="bridge's password"):
+    with pytest.raises(UsageError, match="bridge's user or password"):
         main([*ENDS, "--user=u", f"--password-file={password}"])
 
 
@@ -244,3 +246,21 @@ def test_a_broker_that_resets_the_connection_speaks_no_v5() -> None:
         threading.Thread(target=reset, daemon=True).start()
         address = BrokerAddress.parse(f"mqtt://127.0.0.1:{listener.getsockname()[1]}")
         assert not speaks_v5(address, explain)
+
+
+def test_each_way_has_a_connection_and_what_goes_both_ways_is_on_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = "\n".join(section(capsys, "--cloud-standby=spare"))
+    out, coming = [topics(part.splitlines()) for part in text.split("\nconnection ")[1:]]
+    assert {line.split()[2] for line in out} == {"out", "both"}
+    assert {line.split()[2] for line in coming} == {"in"}
+
+
+def test_a_password_in_the_environment_is_for_a_user_that_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("IOTSPLIT_PASSWORD", "hush")
+    assert "hush" not in "\n".join(section(capsys))
+    main([*ENDS, "--user=u", f"--output={tmp_path / 'bridge.conf'}"])
+    assert (tmp_path / "bridge.conf").read_text().count("remote_password hush\n") == 2
