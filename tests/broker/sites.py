@@ -35,6 +35,12 @@ def users_file(path: Path, names: Iterable[str]) -> Path:
     return path
 
 
+def address_of(port: int, user: str | None = None, ca: Path | None = None) -> BrokerAddress:
+    """A broker on loopback."""
+    scheme = "mqtt" if ca is None else "mqtts"
+    return BrokerAddress.parse(f"{scheme}://127.0.0.1:{port}", user=user, password=SECRET, ca_file=ca)
+
+
 class Listener:
     """Hears everything on a broker, and counts it.
 
@@ -42,12 +48,18 @@ class Listener:
         port: of the broker on loopback.
         user: who listens, or nobody.
         filters: what to hear.
+        ca: authority of the broker's certificate, if it has one.
     """
 
     def __init__(
-        self, port: int, *, user: str | None = None, filters: frozenset[str] = frozenset({"#"})
+        self,
+        port: int,
+        *,
+        user: str | None = None,
+        filters: frozenset[str] = frozenset({"#"}),
+        ca: Path | None = None,
     ) -> None:
-        address = BrokerAddress.parse(f"mqtt://127.0.0.1:{port}", user=user, password=SECRET)
+        address = address_of(port, user, ca)
         self.packets: list[Packet] = []
         self.breaks = 0
         self._link = MqttLink(address, f"listener-{user}")

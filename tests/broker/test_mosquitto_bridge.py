@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 
 from iotsplit.packet import Packet
-from iotsplit.runtime.address import BrokerAddress
 from iotsplit.runtime.mqtt import MqttLink
 from iotsplit_broker.bridge import main
-from tests.broker.conftest import StartBroker
-from tests.broker.sites import Listener
+from tests.broker.conftest import Certificates, StartBroker
+from tests.broker.sites import SECRET, Listener, address_of, users_file
 from tests.proxy import TcpProxy
 from tests.waiting import comes_true
 
@@ -25,10 +24,10 @@ STAY = ("lan/edge-1/press/s", "lan/press/edge-1/s", "checkpoint/press/1.0/head",
 class Side:
     """One of the two brokers: somebody who speaks there, and somebody who hears everything."""
 
-    def __init__(self, port: int, root: str) -> None:
+    def __init__(self, port: int, root: str, *, user: str | None = None, ca: Path | None = None) -> None:
         self.port, self.root = port, root
-        self.ear = Listener(port)
-        self._mouth = MqttLink(BrokerAddress.parse(f"mqtt://127.0.0.1:{port}"), "mouth")
+        self.ear = Listener(port, user=user, ca=ca)
+        self._mouth = MqttLink(address_of(port, user, ca), "mouth")
         self._mouth.open(lambda _: None, last_will=None)
 
     def say(self, path: str, payload: bytes = b"1", *, retain: bool = False) -> None:
@@ -71,13 +70,17 @@ class Side:
 class Bridged:
     """Two brokers and a bridge that can be cut."""
 
-    def __init__(self, start: StartBroker, place: Path, *words: str) -> None:
-        far = start(directory=place / "far")
+    def __init__(
+        self, start: StartBroker, place: Path, *words: str, ca: Path | None = None, **far_settings: Path
+    ) -> None:
+        far = start(directory=place / "far", **far_settings)
         self.proxy = TcpProxy(far.settings.port)
-        ends = ["--local=mqtt://127.0.0.1:1", f"--remote=mqtt://127.0.0.1:{self.proxy.port}"]
+        ends = ["--local=mqtt://127.0.0.1:1", f"--remote={far.settings.scheme}://127.0.0.1:{self.proxy.port}"]
         main([*ends, "--fleet=f", "--prefix=plant7/", f"--output={place / 'conf.d' / 'bridge.conf'}", *words])
         near = start(directory=place / "near", include_dir=place / "conf.d")
-        self.here, self.there = Side(near.settings.port, HERE), Side(far.settings.port, THERE)
+        user = "site" if "users_file" in far_settings else None
+        self.here = Side(near.settings.port, HERE)
+        self.there = Side(far.settings.port, THERE, user=user, ca=ca)
         self.works("first")
 
     def works(self, mark: str) -> None:
@@ -173,4 +176,17 @@ def test_checkpoints_of_a_standby_go_both_ways_and_not_round(
     both.works("third")
     for side in (both.here, both.there):
         assert [side.times(f"checkpoint/press/{name}/head") for name in ("1.0", "2.0")] == [1, 1]
+    both.close()
+
+
+def test_a_bridge_logs_in_over_tls(
+    start_mosquitto: StartBroker, tmp_path: Path, certificates: Certificates
+) -> None:
+    (tmp_path / "password").write_text(SECRET)
+    login = ["--user=site", f"--password-file={tmp_path / 'password'}", f"--ca-file={certificates.ca}"]
+    far = {"cert_file": certificates.cert, "key_file": certificates.key}
+    far["users_file"] = users_file(tmp_path / "users", ["site"])
+    both = Bridged(start_mosquitto, tmp_path, "--protocol=v5", *login, ca=certificates.ca, **far)
+    both.here.say("state/press")
+    assert both.there.hears("state/press")
     both.close()
