@@ -21,7 +21,7 @@ from iotsplit_broker.settings import AUTOSAVE_S, MAX_MESSAGE_BYTES, BrokerSettin
 
 EXAMPLES = (
     "iotsplit broker config --for mosquitto --edges edge-1,edge-2 --operators anna --output mosquitto",
-    "iotsplit broker config --for mosquitto --edges spare --bridges plant7 --topic-prefix plant7/",
+    "iotsplit broker config --for mosquitto --bridges plant7-out,plant7-in --topic-prefix plant7/",
     "iotsplit broker config --for aws-iot --arn arn:aws:iot:eu-central-1:123456789012 --output aws",
 )
 ACL, CONF, MORE = "iotsplit.acl", "mosquitto.conf", "conf.d"
