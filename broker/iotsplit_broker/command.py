@@ -12,14 +12,22 @@ USAGE = """\
 Examples:
   iotsplit broker
   iotsplit broker run --port 1883 --host 0.0.0.0 --users-file /etc/iotsplit/users
+  iotsplit broker config --for mosquitto --edges edge-1 --output mosquitto
+  iotsplit broker bridge --local mqtt://127.0.0.1 --remote mqtts://cloud.example --output bridge.conf
 
-Usage: iotsplit broker [run] [OPTIONS]
+Usage: iotsplit broker [run | config | bridge] [OPTIONS]
 
   run       run Mosquitto with the settings that fleets need, else the embedded broker; may be left out
+  config    write a configuration for Mosquitto, EMQX, HiveMQ or AWS IoT
+  bridge    write a Mosquitto bridge between a site and the cloud's broker
 
 iotsplit broker run --help shows the options of a command.
 """
-VERBS = {RUN: "iotsplit_broker.run"}
+VERBS = {
+    RUN: "iotsplit_broker.run",
+    "config": "iotsplit_broker.config",
+    "bridge": "iotsplit_broker.bridge",
+}
 """The module whose ``main`` gets the words behind each verb; it is imported for no other."""
 
 

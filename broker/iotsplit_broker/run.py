@@ -47,6 +47,8 @@ class BrokerCommand(CommonOptions):
         key_file: Private key of that certificate.
         max_message_bytes: Largest message accepted.
         autosave_s: Seconds of retained messages that a power cut may cost (Mosquitto).
+        acl_file: Access rules (Mosquitto), made by iotsplit broker config; needs --users-file.
+        include_dir: Directory with more Mosquitto settings in .conf files, such as a bridge.
     """
 
     port: int = 1883
@@ -58,6 +60,8 @@ class BrokerCommand(CommonOptions):
     key_file: Path | None = None
     max_message_bytes: int = MAX_MESSAGE_BYTES
     autosave_s: int = AUTOSAVE_S
+    acl_file: Path | None = None
+    include_dir: Path | None = None
 
 
 def main(words: Sequence[str]) -> int:
@@ -104,6 +108,8 @@ def settings_of(options: BrokerCommand) -> BrokerSettings:
         key_file=options.key_file,
         max_message_bytes=options.max_message_bytes,
         autosave_s=options.autosave_s,
+        acl_file=options.acl_file,
+        include_dir=options.include_dir,
     )
 
 

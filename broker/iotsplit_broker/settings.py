@@ -27,6 +27,8 @@ class BrokerSettings:
         key_file: private key of that certificate.
         max_message_bytes: largest payload accepted.
         autosave_s: seconds between two savings of all retained messages.
+        acl_file: who may say and hear what (Mosquitto); without it every user may everything.
+        include_dir: directory with further settings (Mosquitto), such as a bridge.
     """
 
     directory: Path
@@ -37,6 +39,8 @@ class BrokerSettings:
     key_file: Path | None = None
     max_message_bytes: int = MAX_MESSAGE_BYTES
     autosave_s: int = AUTOSAVE_S
+    acl_file: Path | None = None
+    include_dir: Path | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that no broker takes, naming the setting.
@@ -70,6 +74,7 @@ def mosquitto_conf(settings: BrokerSettings, *, user: str | None = None) -> str:
         f"listener {settings.port} {settings.host}",
         f"allow_anonymous {_word(settings.users_file is None)}",
         *_named("password_file", settings.users_file),
+        *_access(settings.acl_file),
         *_named("certfile", settings.cert_file),
         *_named("keyfile", settings.key_file),
         f"message_size_limit {settings.max_message_bytes}",
@@ -92,6 +97,7 @@ def mosquitto_conf(settings: BrokerSettings, *, user: str | None = None) -> str:
         "log_type notice",
         "connection_messages false",
         *([] if user is None else [f"user {user}"]),
+        *_named("include_dir", settings.include_dir),
     ]
     return "\n".join(lines) + "\n"
 
@@ -123,6 +129,16 @@ max_payload_size = {max(settings.max_message_bytes, MAX_MESSAGE_BYTES)}
 max_inflight_count = 100
 dynamic_filters = true
 """
+
+
+def _access(acl_file: Path | None) -> list[str]:
+    if acl_file is None:
+        return []
+    return [
+        f"acl_file {acl_file.resolve()}",
+        "# Else any user could throw out another by its client id. So each program is a user of its own.",
+        "use_username_as_clientid true",
+    ]
 
 
 def _named(key: str, path: Path | None) -> list[str]:

@@ -126,7 +126,7 @@ def test_options_may_come_from_a_file(command: RunCommand, tmp_path: Path) -> No
     assert told["kind"] == "embedded"
 
 
-@pytest.mark.parametrize("words", [["--help"], ["run", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["config", "--help"], ["bridge", "--help"]])
 def test_help_begins_with_examples_and_imports_no_tensors(words: list[str]) -> None:
     code = (
         "import sys\nfrom iotsplit_broker.command import main\n"
@@ -135,4 +135,4 @@ def test_help_begins_with_examples_and_imports_no_tensors(words: list[str]) -> N
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0
-    assert done.stdout.startswith("Examples:\n  iotsplit broker\n")
+    assert done.stdout.startswith("Examples:\n  iotsplit broker")

@@ -84,8 +84,26 @@ def test_the_embedded_broker_is_not_started_without_the_users_that_were_asked_fo
 ) -> None:
     installed(monkeypatch, mosquitto=False, iotcore=True)
     (tmp_path / "users").touch()
-    with pytest.raises(UsageError, match="neither users nor TLS"):
+    with pytest.raises(UsageError, match="neither users, TLS nor bridges"):
         start(replace(settings, users_file=tmp_path / "users"))
+
+
+def test_access_rules_without_users_are_a_usage_error(settings: BrokerSettings, tmp_path: Path) -> None:
+    (tmp_path / "acl").touch()
+    with pytest.raises(UsageError, match="access rules need users"):
+        start(replace(settings, acl_file=tmp_path / "acl"))
+
+
+def test_an_access_list_that_is_missing_is_a_usage_error(settings: BrokerSettings, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="acl is not there"):
+        start(replace(settings, acl_file=tmp_path / "acl"))
+
+
+def test_a_missing_directory_of_more_settings_is_a_usage_error(
+    settings: BrokerSettings, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"conf\.d is no directory"):
+        start(replace(settings, include_dir=tmp_path / "conf.d"))
 
 
 def test_a_directory_that_cannot_be_made_is_a_usage_error(settings: BrokerSettings, tmp_path: Path) -> None:

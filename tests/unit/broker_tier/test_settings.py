@@ -57,6 +57,17 @@ def test_everybody_may_connect_only_without_a_users_file(tmp_path: Path) -> None
     assert f"password_file {tmp_path / 'users'}" in told
 
 
+def test_with_access_rules_nobody_takes_the_client_id_of_another(tmp_path: Path) -> None:
+    assert "use_username_as_clientid true" not in lines(BrokerSettings(directory=tmp_path))
+    told = lines(BrokerSettings(directory=tmp_path, users_file=tmp_path / "u", acl_file=tmp_path / "acl"))
+    assert {f"acl_file {tmp_path / 'acl'}", "use_username_as_clientid true"} <= set(told)
+
+
+def test_more_settings_come_last(tmp_path: Path) -> None:
+    told = lines(BrokerSettings(directory=tmp_path, include_dir=tmp_path / "conf.d"))
+    assert told[-1] == f"include_dir {tmp_path / 'conf.d'}"
+
+
 def test_a_certificate_makes_the_port_speak_tls(tmp_path: Path) -> None:
     settings = BrokerSettings(directory=tmp_path, cert_file=tmp_path / "c.pem", key_file=tmp_path / "k.pem")
     assert settings.scheme == "mqtts"

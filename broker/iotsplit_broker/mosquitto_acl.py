@@ -1,0 +1,33 @@
+"""The access list of a Mosquitto."""
+
+from collections.abc import Sequence
+
+from iotsplit.topics import Topics
+from iotsplit_broker.access import DEVICE, ROLES, Rule, Users
+
+
+def mosquitto_acl(topics: Topics, users: Users, *, bridge: Sequence[Rule]) -> str:
+    """The file for ``acl_file``.
+
+    Its patterns hold for every user, so they give what a device needs and no more; whoever needs more has a
+    section. A user that is not named is a device.
+
+    Args:
+        topics: of the fleet.
+        users: who is more than a device.
+        bridge: what a bridge's user may do.
+    """
+    lines = [
+        "# Every user, so every device: its own topics and nothing else. The user's name is the agent's --id.",
+        "# Mosquitto warns that adapter/# has no %u: it is for all.",
+        *(f"pattern {_line(rule.of('%u'), topics)}" for rule in DEVICE),
+    ]
+    for role, name in users.named():
+        lines += ["", f"# {role}", f"user {name}"]
+        more = (rule for rule in {**ROLES, "bridge": bridge}[role] if rule not in DEVICE)
+        lines += [f"topic {_line(rule.of(name), topics)}" for rule in more]
+    return "\n".join(lines) + "\n"
+
+
+def _line(rule: Rule, topics: Topics) -> str:
+    return f"{rule.access} {rule.below(topics).path}"
