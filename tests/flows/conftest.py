@@ -25,7 +25,7 @@ def one_thread() -> None:
 
 @pytest.fixture
 def unmeasured() -> Iterator[None]:
-    """Stop coverage where hundreds of fleets walk ways that other tests walk too: it costs half as much again."""
+    """Stop coverage where many fleets walk ways that other tests walk too: it costs half as much again."""
     measuring = coverage.Coverage.current()
     if measuring is not None:
         measuring.stop()
