@@ -35,6 +35,12 @@ TRIP = {
     "mosquitto": "set_tcp_nodelay true",
     "emqx": "listeners.tcp.default.tcp_options.nodelay = true",
 }
+BRIDGE = {
+    "mosquitto": "bridge_protocol_version mqttv50, and topic … 1 for each (without a number it is QoS 0); "
+    "see iotsplit broker bridge",
+    "emqx": "a bridge with retain = ${flags.retain} and QoS 1 in both directions",
+}
+PRIVACY = {"mosquitto": "let the bridge carry wan, adapter, round, assign, update and state, and no more"}
 SPEED = {"agents": "--codec int4 sends fewer bytes; or look at the network between here and the broker"}
 
 

@@ -13,13 +13,17 @@ Examples:
   iotsplit broker
   iotsplit broker run --port 1883 --host 0.0.0.0 --users-file /etc/iotsplit/users
 
-Usage: iotsplit broker [run] [OPTIONS]
+Usage: iotsplit broker [run|check] [OPTIONS]
 
   run       run Mosquitto with the settings that fleets need, else the embedded broker; may be left out
+  check     try at a broker what fleets rely on: says what is too small or absent, and the setting to change
 
 iotsplit broker run --help shows the options of a command.
 """
-VERBS = {RUN: "iotsplit_broker.run"}
+VERBS = {
+    RUN: "iotsplit_broker.run",
+    "check": "iotsplit_broker.check",
+}
 """The module whose ``main`` gets the words behind each verb; it is imported for no other."""
 
 

@@ -23,6 +23,7 @@ class Verdict(StrEnum):
     SLOW = "slow"
     FLATTENED = "flattened"
     ABSENT = "absent"
+    CROSSES = "crosses"
     UNKNOWN = "not tested"
 
 
@@ -323,20 +324,20 @@ class Trip:
 
     Args:
         agent_ms: QoS 1, as agents do it.
-        plain_ms: the same by a client that leaves TCP's acknowledgements to its kernel.
+        pair_ms: two small messages of QoS 0, to a client that leaves TCP's acknowledgements to its kernel.
         network_ms: of TCP alone.
     """
 
     agent_ms: float
-    plain_ms: float
+    pair_ms: float
     network_ms: float
 
 
 def judge_trip(seen: Trip) -> Finding:
     """Nagle's algorithm at the broker, and what else is slow."""
-    delayed = seen.plain_ms - seen.agent_ms >= DELAY_MS
+    delayed = seen.pair_ms - seen.agent_ms >= DELAY_MS
     slow = seen.agent_ms - seen.network_ms >= DELAY_MS
-    said = f"{seen.agent_ms:.1f} ms for agents, {seen.plain_ms:.1f} ms for plain clients"
+    said = f"{seen.agent_ms:.1f} ms for agents, {seen.pair_ms:.1f} ms for two messages at once to other clients"
     if delayed:
         said += ": the broker waits for TCP's timers (Nagle's algorithm)"
     elif slow:
@@ -346,7 +347,7 @@ def judge_trip(seen: Trip) -> Finding:
         verdict=Verdict.SLOW if delayed or slow else Verdict.OK,
         needed=False,
         said=said,
-        measured={"agent_ms": seen.agent_ms, "plain_ms": seen.plain_ms, "network_ms": seen.network_ms},
+        measured={"agent_ms": seen.agent_ms, "pair_ms": seen.pair_ms, "network_ms": seen.network_ms},
         fixes=advice.TRIP if delayed or slow else {},
     )
 
