@@ -17,7 +17,7 @@ from iotsplit.runtime.processes import signals_handled
 from iotsplit.settings import at_least
 from iotsplit.topics import AGENT_ID, Topics, check_agent_id
 from iotsplit_broker.advice import SMALLEST_CHUNK
-from iotsplit_broker.points import Finding
+from iotsplit_broker.findings import Finding
 from iotsplit_broker.report import as_object, conclusion, is_fit, lines_of
 from iotsplit_broker.rights import Role
 

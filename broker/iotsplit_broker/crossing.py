@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from iotsplit_broker import advice
-from iotsplit_broker.points import Figure, Finding, Verdict
+from iotsplit_broker.findings import Figure, Finding, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)

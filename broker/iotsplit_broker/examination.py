@@ -8,7 +8,7 @@ from iotsplit.packet import Packet
 from iotsplit.runtime import clock
 from iotsplit_broker import bridges, crossing, loads, points, probes
 from iotsplit_broker.bench import Bench
-from iotsplit_broker.points import Finding, untested
+from iotsplit_broker.findings import Finding, untested
 from iotsplit_broker.rights import Role, judge_rights, rules
 
 LEAST_BYTES = 16

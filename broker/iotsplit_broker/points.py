@@ -1,61 +1,15 @@
 """What ``iotsplit broker check`` has seen at a broker, and what each point of it means; pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 
 from iotsplit_broker import advice
-
-Figure = int | float | bool | str | None | list[str]
+from iotsplit_broker.findings import MIB, Figure, Finding, Verdict, kib
 
 LEAST_QUEUE = 200  # below it, one step of a few devices may already overflow the queue of an edge
 LEAST_WINDOW = 32  # topics of one adapter version or checkpoint that an agent asks for at a time
 DELAY_MS = 25.0  # TCP's timers wait for 40 ms or 88 ms; a busy machine's jitter is below this
 LEAST_MIB_S = 1.0
-KIB, MIB = 1024, 1024 * 1024
-
-
-class Verdict(StrEnum):
-    """What a point comes to."""
-
-    OK = "ok"
-    TOO_SMALL = "too small"
-    SLOW = "slow"
-    FLATTENED = "flattened"
-    ABSENT = "absent"
-    CROSSES = "crosses"
-    UNKNOWN = "not tested"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One point with its verdict.
-
-    Args:
-        point: its name.
-        verdict: what it comes to.
-        needed: fleets do not work without it.
-        said: what was measured, for people.
-        measured: the same as figures, units in their names.
-        fixes: setting to change, by the name of who has it (mosquitto, emqx, hivemq, agents).
-    """
-
-    point: str
-    verdict: Verdict
-    needed: bool
-    said: str
-    measured: Mapping[str, Figure] = field(default_factory=dict)
-    fixes: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def fails(self) -> bool:
-        """Whether a fleet cannot work here because of it."""
-        return self.needed and self.verdict is not Verdict.OK
-
-
-def untested(point: str, reason: str) -> Finding:
-    """A point that could not be looked at, which is a failure: nobody knows."""
-    return Finding(point=point, verdict=Verdict.UNKNOWN, needed=True, said=reason)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,10 +156,12 @@ class Will:
     """What became of a last will when the socket was cut.
 
     Args:
+        let_in: a client with a retained will is accepted.
         after_s: seconds until it was heard; None if it was not.
         kept: a later subscriber was given it as a retained message.
     """
 
+    let_in: bool
     after_s: float | None
     kept: bool
 
@@ -218,7 +174,9 @@ def judge_will(seen: Will) -> Finding:
         point="last will",
         verdict=Verdict.OK if there else Verdict.ABSENT,
         needed=True,
-        said=f"{heard}, {'retained' if seen.kept else 'not retained'}",
+        said=f"{heard}, {'retained' if seen.kept else 'not retained'}"
+        if seen.let_in
+        else "a client with a retained will is not let in",
         measured={"after_s": seen.after_s, "retained": seen.kept},
         fixes={} if there else advice.WILL,
     )
@@ -387,8 +345,3 @@ def judge_speed(seen: Speed) -> Finding:
         },
         fixes=advice.QUEUE if lost else advice.SPEED if slow else {},
     )
-
-
-def kib(size_bytes: int) -> str:
-    """A size for people."""
-    return f"{size_bytes / KIB:.4g} KiB" if size_bytes < MIB else f"{size_bytes / MIB:.4g} MiB"

@@ -143,12 +143,17 @@ def last_will(bench: Bench) -> Will:
     will = bench.retained("will", payload=b"gone")
     with bench.client() as observer:
         observer.subscribe([will.topic])
-        with bench.client(Manners(last_will=will)) as victim:
-            began = clock.now()
-            victim.cut()
+        try:
+            with bench.client(Manners(last_will=will)) as victim:
+                began = clock.now()
+                victim.cut()
+        except UserError:
+            return Will(let_in=False, after_s=None, kept=False)
         heard = observer.hear()
         after_s = clock.now() - began
-    return Will(after_s=round(after_s, 3) if heard else None, kept=bool(_kept(bench, [will.topic], 1)))
+    return Will(
+        let_in=True, after_s=round(after_s, 3) if heard else None, kept=bool(_kept(bench, [will.topic], 1))
+    )
 
 
 def qos(bench: Bench) -> Qos:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from iotsplit_broker.points import Figure, Finding, Verdict
+from iotsplit_broker.findings import Figure, Finding, Verdict
 
 REFUSED = 0x80  # codes of MQTT from here on are refusals
 
