@@ -61,6 +61,7 @@ class BareClient:
     def __init__(self, address: BrokerAddress, client_id: str, manners: Manners | None = None) -> None:
         self.client_id = client_id
         self.announced: dict[str, Any] = {}
+        self.foreign = 0
         self._manners = manners or Manners()
         self._address = address
         self._heard: queue.SimpleQueue[Packet | None] = queue.SimpleQueue()
@@ -143,17 +144,30 @@ class BareClient:
 
     def acknowledged(self, message_ids: Iterable[int], timeout_s: float = WAIT_S) -> dict[int, int]:
         """Wait for acknowledgements; give the broker's code for each that has come."""
-        wanted = set(message_ids)
-        self._wait(lambda: wanted <= self._acknowledged.keys() or self._ended, timeout_s)
-        return {each: self._acknowledged[each] for each in wanted & self._acknowledged.keys()}
+        wanted = list(message_ids)
+        until = clock.now() + timeout_s
+        for message_id in wanted:
+            left_s = max(0.0, until - clock.now())
+            if not self._wait(lambda each=message_id: each in self._acknowledged or self._ended, left_s):  # type: ignore[misc]
+                break
+        return {each: self._acknowledged[each] for each in wanted if each in self._acknowledged}
 
     def say(self, packet: Packet) -> int | None:
         """Publish and wait; give the broker's code, or None if no acknowledgement comes."""
         message_id = self.send(packet)
         return self.acknowledged([message_id]).get(message_id)
 
-    def hear(self, count: int = 1, *, timeout_s: float = WAIT_S, quiet_s: float = WAIT_S) -> list[Packet]:
-        """What arrives until there are so many, it is quiet for `quiet_s`, or time or connection is over."""
+    def hear(
+        self, count: int = 1, *, on: str | None = None, timeout_s: float = WAIT_S, quiet_s: float = WAIT_S
+    ) -> list[Packet]:
+        """What arrives until there are so many, it is quiet for `quiet_s`, or time or connection is over.
+
+        Args:
+            count: of messages.
+            on: topic of those that are meant; others are only counted, as `foreign`.
+            timeout_s: longest time in all.
+            quiet_s: longest time between two.
+        """
         heard: list[Packet] = []
         until = clock.now() + timeout_s
         while len(heard) < count:
@@ -163,7 +177,10 @@ class BareClient:
                 break
             if packet is None:
                 break
-            heard.append(packet)
+            if on is None or packet.topic == on:
+                heard.append(packet)
+            else:
+                self.foreign += 1
         return heard
 
     def hold(self) -> None:

@@ -33,7 +33,7 @@ def queue_depth(bench: Bench, count: int) -> Queue:
         ids = [writer.send(Packet(topic=topic, payload=b"%06d" % n + MESSAGE)) for n in range(count)]
         acknowledged = writer.acknowledged(ids, PATIENCE_S)
         reader.release()
-        packets = reader.hear(len(acknowledged), timeout_s=PATIENCE_S, quiet_s=2 * QUIET_S)
+        packets = reader.hear(len(acknowledged), on=topic, timeout_s=PATIENCE_S, quiet_s=2 * QUIET_S)
     delivered = {packet.payload[:6] for packet in packets}
     return Queue(sent=count, acknowledged=len(acknowledged), delivered=len(delivered))
 
@@ -57,7 +57,7 @@ def _pair(writer: BareClient, reader: BareClient, topic: str) -> None:
     """Two at once, to a reader that says nothing: Nagle's algorithm holds the second until a timer rings."""
     for _ in range(2):
         writer.send(Packet(topic=topic, payload=MESSAGE, qos=0))
-    if len(reader.hear(2)) < 2:  # noqa: PLR2004 - a pair
+    if len(reader.hear(2, on=topic)) < 2:  # noqa: PLR2004 - a pair
         raise _silence(topic)
 
 

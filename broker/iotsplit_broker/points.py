@@ -190,25 +190,33 @@ class Qos:
         acknowledged: the broker said that it has it.
         granted: QoS of the subscription.
         delivered: QoS on arrival; None if it did not arrive.
+        foreign: messages that came before it, of topics that were not subscribed to.
     """
 
     acknowledged: bool
     granted: int
     delivered: int | None
+    foreign: int = 0
 
 
 def judge_qos(seen: Qos) -> Finding:
     """Both ways have to be acknowledged, or a broken connection loses what was on its way."""
-    there = seen.acknowledged and seen.delivered == 1
+    there = seen.acknowledged and seen.delivered == 1 and not seen.foreign
     arrived = "nothing arrived" if seen.delivered is None else f"delivered with QoS {seen.delivered}"
     flat = seen.delivered == 0
     return Finding(
         point="QoS 1",
         verdict=Verdict.OK if there else Verdict.FLATTENED if flat else Verdict.ABSENT,
         needed=True,
-        said=f"{'acknowledged' if seen.acknowledged else 'not acknowledged'}, {arrived}",
-        measured={"acknowledged": seen.acknowledged, "granted": seen.granted, "delivered": seen.delivered},
-        fixes={} if there else advice.QOS,
+        said=f"{'acknowledged' if seen.acknowledged else 'not acknowledged'}, {arrived}"
+        + (f", with {seen.foreign} messages that nobody subscribed to" if seen.foreign else ""),
+        measured={
+            "acknowledged": seen.acknowledged,
+            "granted": seen.granted,
+            "delivered": seen.delivered,
+            "foreign": seen.foreign,
+        },
+        fixes={} if there or seen.foreign else advice.QOS,
     )
 
 

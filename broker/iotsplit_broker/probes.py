@@ -39,8 +39,13 @@ def rights(bench: Bench, *, version5: bool) -> dict[str, Access]:
             try:
                 found |= _rights(bench, {name: topic}, version5=version5)
             except _EndedError:
-                found[name] = Access(write=False, read=False)
+                found[name] = Access(write=False, read=None if _may_subscribe(bench, topic) else False)
         return found
+
+
+def _may_subscribe(bench: Bench, topic: str) -> bool:
+    with bench.client() as client:
+        return client.subscribe([topic])[0] < REFUSED
 
 
 class _EndedError(Exception):
@@ -92,7 +97,7 @@ def _comes_back(bench: Bench, size: int) -> bool:
         client.subscribe([bench.topic("payload")], qos=0)
         for content in (bytes(size), b"end"):
             client.send(Packet(topic=bench.topic("payload"), payload=content, qos=0))
-        packets = client.hear(1, timeout_s=2 * WAIT_S)
+        packets = client.hear(1, on=bench.topic("payload"), timeout_s=2 * WAIT_S)
     return bool(packets) and len(packets[0].payload) == size
 
 
@@ -149,7 +154,7 @@ def last_will(bench: Bench) -> Will:
                 victim.cut()
         except UserError:
             return Will(let_in=False, after_s=None, kept=False)
-        heard = observer.hear()
+        heard = observer.hear(on=will.topic)
         after_s = clock.now() - began
     return Will(
         let_in=True, after_s=round(after_s, 3) if heard else None, kept=bool(_kept(bench, [will.topic], 1))
@@ -162,19 +167,25 @@ def qos(bench: Bench) -> Qos:
     with bench.client() as reader, bench.client() as writer:
         (granted,) = reader.subscribe([topic], qos=1)
         code = writer.say(Packet(topic=topic, payload=b"1", qos=1))
-        heard = reader.hear()
-    return Qos(acknowledged=code is not None, granted=granted, delivered=heard[0].qos if heard else None)
+        heard = reader.hear(on=topic)
+        foreign = reader.foreign
+    return Qos(
+        acknowledged=code is not None,
+        granted=granted,
+        delivered=heard[0].qos if heard else None,
+        foreign=foreign,
+    )
 
 
 def takeover(bench: Bench) -> Takeover:
     """Connect twice with one client id."""
-    name = bench.new_id()
+    name, topic = bench.new_id(), bench.topic("takeover")
     with BareClient(bench.address, name) as first:
         try:
             with BareClient(bench.address, name) as second:
                 ended = first.wait_until_ended()
-                second.subscribe([bench.topic("takeover")])
-                second.send(Packet(topic=bench.topic("takeover"), payload=b"2"))
-                return Takeover(first_ended=ended, second_works=bool(second.hear()))
+                second.subscribe([topic])
+                second.send(Packet(topic=topic, payload=b"2"))
+                return Takeover(first_ended=ended, second_works=bool(second.hear(on=topic)))
         except UserError:
             return Takeover(first_ended=first.ended, second_works=False)

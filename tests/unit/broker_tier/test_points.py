@@ -123,6 +123,12 @@ def test_qos_1_without_acknowledgement_or_delivery_is_absent(seen: Qos) -> None:
     assert points.judge_qos(seen).verdict is Verdict.ABSENT
 
 
+def test_a_broker_that_gives_messages_to_the_wrong_client_fails() -> None:
+    finding = points.judge_qos(Qos(acknowledged=True, granted=1, delivered=1, foreign=3))
+    assert finding.fails
+    assert "3 messages that nobody subscribed to" in finding.said
+
+
 def test_an_earlier_client_that_stays_is_said_and_does_not_fail() -> None:
     finding = points.judge_takeover(Takeover(first_ended=False, second_works=True))
     assert (finding.verdict, finding.fails) == (Verdict.ABSENT, False)
