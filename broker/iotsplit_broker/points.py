@@ -272,7 +272,8 @@ def judge_queue(seen: Queue) -> Finding:
         verdict=_of_queue(seen, lost),
         needed=seen.delivered < LEAST_QUEUE,
         said=f"{seen.delivered} of {seen.acknowledged} acknowledged messages reach a slow subscriber"
-        + (f", {lost} are dropped" if lost else ""),
+        + (f", {lost} are dropped" if lost else "")
+        + (f" ({seen.sent} were sent)" if seen.sent > seen.acknowledged else ""),
         measured={"sent": seen.sent, "acknowledged": seen.acknowledged, "delivered": seen.delivered},
         fixes=advice.QUEUE if lost else {},
     )

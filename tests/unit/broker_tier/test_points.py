@@ -153,6 +153,7 @@ def test_a_queue_that_overflows_in_one_step_fails() -> None:
 def test_a_broker_that_holds_back_acknowledgements_drops_nothing() -> None:
     finding = points.judge_queue(Queue(sent=3000, acknowledged=400, delivered=400))
     assert finding.verdict is Verdict.OK
+    assert "3000 were sent" in finding.said
 
 
 def test_a_queue_without_acknowledgements_is_absent() -> None:
