@@ -29,8 +29,8 @@ from iotsplit_broker.rights import REFUSED
 
 KEEPALIVE_S = 60  # it may be silent for so long while it holds its breath
 WINDOW = 100
-WAIT_S = 5.0  # for what has to come
-QUIET_S = 1.0  # after this nothing more comes
+WAIT_S = 10.0  # for what has to come
+QUIET_S = 2.0  # after this nothing more comes
 _QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
 
 
