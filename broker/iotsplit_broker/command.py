@@ -12,12 +12,14 @@ USAGE = """\
 Examples:
   iotsplit broker
   iotsplit broker run --port 1883 --host 0.0.0.0 --users-file /etc/iotsplit/users
+  iotsplit broker check mqtt://broker.plant7
   iotsplit broker config --for mosquitto --edges edge-1 --output mosquitto
   iotsplit broker bridge --local mqtt://127.0.0.1 --remote mqtts://cloud.example --output bridge.conf
 
-Usage: iotsplit broker [run | config | bridge] [OPTIONS]
+Usage: iotsplit broker [run | check | config | bridge] [OPTIONS]
 
   run       run Mosquitto with the settings that fleets need, else the embedded broker; may be left out
+  check     try at a broker what fleets rely on: says what is too small or absent, and the setting to change
   config    write a configuration for Mosquitto, EMQX, HiveMQ or AWS IoT
   bridge    write a Mosquitto bridge between a site and the cloud's broker
 
@@ -25,6 +27,7 @@ iotsplit broker run --help shows the options of a command.
 """
 VERBS = {
     RUN: "iotsplit_broker.run",
+    "check": "iotsplit_broker.check",
     "config": "iotsplit_broker.config",
     "bridge": "iotsplit_broker.bridge",
 }

@@ -1,4 +1,4 @@
-"""One connection to a broker, from CONNECT to its end; the only module that knows paho-mqtt."""
+"""One connection to a broker, from CONNECT to its end; for agents the only module that knows paho-mqtt."""
 
 import contextlib
 import socket
@@ -69,7 +69,7 @@ class Connection:
         )
         client.max_inflight_messages_set(window)
         client.connect_timeout = ANSWER_TIMEOUT_S
-        self._introduce(last_will)
+        introduce(client, address, last_will)
         client.on_socket_open = self._on_socket_open
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
@@ -129,26 +129,14 @@ class Connection:
         raw = self._client.socket()
         if raw is not None:
             with contextlib.suppress(OSError, AttributeError):
-                _inner(raw).shutdown(socket.SHUT_RDWR)
+                bare_socket(raw).shutdown(socket.SHUT_RDWR)
         self._client.disconnect()
         self._client.loop_stop()
-
-    def _introduce(self, last_will: Packet | None) -> None:
-        context = self._address.tls()
-        if context is not None:
-            self._client.tls_set_context(context)
-        if self._address.is_websocket:
-            self._client.ws_set_options(path=self._address.path or "/mqtt")
-        if self._address.user is not None:
-            self._client.username_pw_set(self._address.user, self._address.password)
-        if last_will is not None:
-            will = last_will
-            self._client.will_set(will.topic, will.payload, qos=will.qos, retain=will.retain)
 
     def _on_socket_open(self, client: Client, _data: object, raw: Any) -> None:
         # Nagle's algorithm and delayed acknowledgements together cost 88 ms for each small QoS 1 packet.
         with contextlib.suppress(OSError, AttributeError):
-            _inner(raw).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            bare_socket(raw).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._acknowledge_quickly(client)
 
     def _acknowledge_quickly(self, client: Client) -> None:
@@ -156,7 +144,7 @@ class Connection:
         raw = client.socket()
         if _QUICKACK is not None and raw is not None:
             with contextlib.suppress(OSError, AttributeError):
-                _inner(raw).setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
+                bare_socket(raw).setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
 
     def _on_connect(
         self, client: Client, _data: object, _flags: ConnectFlags, reason: ReasonCode, _more: Properties | None
@@ -208,7 +196,24 @@ class Connection:
             log.error("the broker refused a subscription; check its access rules", broker=str(self._address))
 
 
-def _inner(raw: Any) -> Any:
+def introduce(client: Client, address: BrokerAddress, last_will: Packet | None) -> None:
+    """Tell a client what it needs before it connects: encryption, user, last will.
+
+    Raises:
+        UsageError: the certificate authority's file cannot be used.
+    """
+    context = address.tls()
+    if context is not None:
+        client.tls_set_context(context)
+    if address.is_websocket:
+        client.ws_set_options(path=address.path or "/mqtt")
+    if address.user is not None:
+        client.username_pw_set(address.user, address.password)
+    if last_will is not None:
+        client.will_set(last_will.topic, last_will.payload, qos=last_will.qos, retain=last_will.retain)
+
+
+def bare_socket(raw: Any) -> Any:
     """The TCP or TLS socket below paho's WebSocket, which has no socket options of its own."""
     return getattr(raw, "_socket", raw)
 
