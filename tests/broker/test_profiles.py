@@ -1,0 +1,89 @@
+"""Fleets of real processes behind a proxy that enforces what shared brokers allow: none is ever cut."""
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from iotsplit.runtime import processes
+from tests.broker.conftest import StartBroker
+from tests.flows.real import RealFleet
+from tests.proxy import DOWN, TcpProxy
+from tests.quotas import SERVICES, Enforcer
+from tests.support import letters_model
+from tests.waiting import comes_true
+
+pytestmark = [pytest.mark.slow, pytest.mark.broker]
+
+WEIGHTS = "adapter/adapter_model.safetensors"
+FLEET = ("--devices=2", "--edges=1", "--rounds=1", "--local-steps=2", "--threads=1", "--cut=1,3")
+STEPS = ("--batch-size=2", "--micro-batches=1", "--sequence-length=16", "--learning-rate=0.01", "--codec=fp32")
+# What a tiny model says is cut small or made large, so that it would be too much for the service.
+SAID = {
+    "aws": ("--chunk-bytes=500",),
+    "azure": ("--rank=64",),
+    "emqx-serverless": (),
+    "small": ("--chunk-bytes=1000",),
+}
+ACKNOWLEDGED_AFTER_S = 0.02
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Model and data."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "press.txt").write_text("the press is too hot today\n" * 60)
+    (folder / "pump.txt").write_text("a pump runs dry and hums\n" * 90)
+    return (f"--model={letters_model(tmp_path_factory.mktemp('tiny'))}", f"--data={folder}")
+
+
+@contextlib.contextmanager
+def enforced(start_mosquitto: StartBroker, profile: str) -> Iterator[tuple[Enforcer, list[str]]]:
+    """A service: what is held against it, and the options that lead to it."""
+    enforcer = Enforcer(SERVICES[profile])
+    proxy = TcpProxy(start_mosquitto().settings.port, enforcer.watch)
+    proxy.shape(delay_s=ACKNOWLEDGED_AFTER_S, ways=[DOWN])
+    with contextlib.closing(proxy):
+        yield enforcer, [f"--broker=mqtt://127.0.0.1:{proxy.port}", "--topic-prefix=plant7/line3/"]
+
+
+def command(*words: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", "iotsplit", "run", *FLEET, *STEPS, *(word for some in words for word in some)]
+
+
+@pytest.mark.parametrize("profile", SERVICES)
+def test_a_fleet_that_keeps_to_a_profile_is_never_cut_and_trains_the_same_bits(
+    profile: str, given: tuple[str, str], start_mosquitto: StartBroker, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    with enforced(start_mosquitto, profile) as (enforcer, broker):
+        words = command(given, broker, SAID[profile], [f"--profile={profile}", f"--output={output}", "--json"])
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert enforcer.breaches == []
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["ledger"] == {"expected": 4, "applied": 4, "lost": 0, "duplicated": 0}
+    assert enforcer.seen_bytes > 100_000
+
+    torch.set_num_threads(1)
+    model = Path(given[0].partition("=")[2])
+    with contextlib.closing(RealFleet(model, output, tmp_path / "memory")) as fleet:
+        fleet.run()
+    assert (tmp_path / "memory" / WEIGHTS).read_bytes() == (output / WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize("profile", SERVICES)
+def test_the_same_fleet_without_the_profile_is_cut(
+    profile: str, given: tuple[str, str], start_mosquitto: StartBroker, tmp_path: Path
+) -> None:
+    with enforced(start_mosquitto, profile) as (enforcer, broker):
+        words = command(given, broker, SAID[profile], [f"--output={tmp_path / 'out'}"])
+        running = processes.start(words, log=tmp_path / "log", environment={})
+        try:
+            assert comes_true(lambda: bool(enforcer.breaches))
+        finally:
+            processes.stop(running)
