@@ -31,6 +31,7 @@ SAID = {
     "small": ("--chunk-bytes=1000",),
 }
 ACKNOWLEDGED_AFTER_S = 0.02
+PATIENCE_S = 90.0
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +85,6 @@ def test_the_same_fleet_without_the_profile_is_cut(
         words = command(given, broker, SAID[profile], [f"--output={tmp_path / 'out'}"])
         running = processes.start(words, log=tmp_path / "log", environment={})
         try:
-            assert comes_true(lambda: bool(enforcer.breaches))
+            assert comes_true(lambda: bool(enforcer.breaches), PATIENCE_S)
         finally:
             processes.stop(running)
