@@ -23,24 +23,28 @@ pytestmark = [pytest.mark.slow, pytest.mark.broker]
 WEIGHTS = "adapter/adapter_model.safetensors"
 FLEET = ("--devices=2", "--edges=1", "--rounds=1", "--local-steps=2", "--threads=1", "--cut=1,3")
 STEPS = ("--batch-size=2", "--micro-batches=1", "--sequence-length=16", "--learning-rate=0.01", "--codec=fp32")
-# What a tiny model says is cut small or made large, so that it would be too much for the service.
+# A quarter of a megabyte of adapter, cut so that its chunks at once would be too much for the service.
 SAID = {
-    "aws": ("--chunk-bytes=500",),
+    "aws": ("--rank=64", "--chunk-bytes=1000"),
     "azure": ("--rank=64",),
-    "emqx-serverless": (),
-    "small": ("--chunk-bytes=1000",),
+    "emqx-serverless": ("--rank=64", "--chunk-bytes=20000"),
+    "small": ("--rank=64", "--chunk-bytes=5000"),
 }
 ACKNOWLEDGED_AFTER_S = 0.02
 PATIENCE_S = 90.0
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """Model and data."""
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(letters_model(tmp_path_factory.mktemp("tiny")))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("data")
     (folder / "press.txt").write_text("the press is too hot today\n" * 60)
     (folder / "pump.txt").write_text("a pump runs dry and hums\n" * 90)
-    return (f"--model={letters_model(tmp_path_factory.mktemp('tiny'))}", f"--data={folder}")
+    return str(folder)
 
 
 @contextlib.contextmanager
@@ -53,37 +57,37 @@ def enforced(start_mosquitto: StartBroker, profile: str) -> Iterator[tuple[Enfor
         yield enforcer, [f"--broker=mqtt://127.0.0.1:{proxy.port}", "--topic-prefix=plant7/line3/"]
 
 
-def command(*words: Sequence[str]) -> list[str]:
-    return [sys.executable, "-m", "iotsplit", "run", *FLEET, *STEPS, *(word for some in words for word in some)]
+def command(verb: str, *words: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", "iotsplit", verb, *STEPS, *(word for some in words for word in some)]
 
 
 @pytest.mark.parametrize("profile", SERVICES)
 def test_a_fleet_that_keeps_to_a_profile_is_never_cut_and_trains_the_same_bits(
-    profile: str, given: tuple[str, str], start_mosquitto: StartBroker, tmp_path: Path
+    profile: str, model: str, data: str, start_mosquitto: StartBroker, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
+    given = [f"--model={model}", f"--data={data}", f"--output={output}", f"--profile={profile}", "--json"]
     with enforced(start_mosquitto, profile) as (enforcer, broker):
-        words = command(given, broker, SAID[profile], [f"--profile={profile}", f"--output={output}", "--json"])
+        words = command("run", FLEET, given, broker, SAID[profile])
         done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert enforcer.breaches == []
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["ledger"] == {"expected": 4, "applied": 4, "lost": 0, "duplicated": 0}
-    assert enforcer.seen_bytes > 100_000
+    assert enforcer.seen_bytes > 500_000
 
     torch.set_num_threads(1)
-    model = Path(given[0].partition("=")[2])
-    with contextlib.closing(RealFleet(model, output, tmp_path / "memory")) as fleet:
+    with contextlib.closing(RealFleet(Path(model), output, tmp_path / "memory")) as fleet:
         fleet.run()
     assert (tmp_path / "memory" / WEIGHTS).read_bytes() == (output / WEIGHTS).read_bytes()
 
 
 @pytest.mark.parametrize("profile", SERVICES)
-def test_the_same_fleet_without_the_profile_is_cut(
-    profile: str, given: tuple[str, str], start_mosquitto: StartBroker, tmp_path: Path
+def test_the_cloud_of_that_fleet_is_cut_without_the_profile(
+    profile: str, model: str, start_mosquitto: StartBroker, tmp_path: Path
 ) -> None:
+    given = [f"--model={model}", f"--output={tmp_path / 'out'}", "--devices=2", "--cut=1,3"]
     with enforced(start_mosquitto, profile) as (enforcer, broker):
-        words = command(given, broker, SAID[profile], [f"--output={tmp_path / 'out'}"])
-        running = processes.start(words, log=tmp_path / "log", environment={})
+        running = processes.start(command("cloud", given, broker, SAID[profile]), log=tmp_path / "log")
         try:
             assert comes_true(lambda: bool(enforcer.breaches), PATIENCE_S)
         finally:
