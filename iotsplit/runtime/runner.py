@@ -16,7 +16,7 @@ import structlog
 from iotsplit import __version__
 from iotsplit.agent import Agent
 from iotsplit.errors import RefusedError, UsageError
-from iotsplit.limits import fitting
+from iotsplit.limits import fitting, is_chunk
 from iotsplit.messages import Message
 from iotsplit.packet import Packet
 from iotsplit.plan import Tier
@@ -71,6 +71,7 @@ class Runner:
         self._largest_bytes = largest_bytes
         self._most_filters = most_filters
         self._filters: frozenset[str] = frozenset()
+        self._left_out = 0
         self._inbox: queue.SimpleQueue[Packet | LinkChange | _Done | Message | _Stop] = queue.SimpleQueue()
         self._jobs: queue.SimpleQueue[Message | LinkChange | float | None] = queue.SimpleQueue()
         self._letters: deque[Message | LinkChange] = deque()
@@ -231,6 +232,12 @@ class Runner:
         wanted = self._agent.filters | {self._agent.state_topic}
         self._filters = fitting(wanted, self._filters, self._most_filters)
         self._link.subscribe(self._filters)
+        left_out = sum(not is_chunk(each) for each in wanted - self._filters)
+        if left_out > self._left_out:
+            log.warning(
+                "the broker allows too few subscriptions", allowed=self._most_filters, left_out=left_out
+            )
+        self._left_out = left_out
 
     def _check_own_state(self, birth: Birth) -> None:
         # Also when it is offline: the broker lets only one of two namesakes in, so each finds the other's will.

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
+from structlog.testing import capture_logs
 
 from iotsplit.limits import BrokerLimits
 from iotsplit.packet import Packet
@@ -14,6 +15,7 @@ from iotsplit.runtime.mqtt import MqttLink
 from tests.broker.conftest import StartBroker
 from tests.proxy import DOWN, TcpProxy
 from tests.quotas import Enforcer, Service
+from tests.waiting import comes_true
 
 pytestmark = [pytest.mark.slow, pytest.mark.broker]
 
@@ -129,8 +131,18 @@ def test_filters_that_change_all_the_time_keep_to_requests_topics_and_subscripti
 def test_closing_waits_for_what_waits(start: Start) -> None:
     bench, other = start(), start(limits=BrokerLimits(), service=Service())
     other.link.subscribe(frozenset({"in/#"}))
+    other.say(b"subscribed")
+    assert other.hear(1) == [b"subscribed"]
     said = [bytes([number]) for number in range(MESSAGES)]
     for payload in said:
         bench.say(payload)
     bench.link.close()
     assert other.hear(MESSAGES) == said
+
+
+def test_a_broker_that_refuses_retained_messages_is_suspected(start: Start) -> None:
+    with capture_logs() as told:
+        bench = start(limits=BrokerLimits(), service=Service(retained=False))
+        bench.say(b"here", topic="state/a", retain=True)
+        assert comes_true(lambda: any("retained" in str(line.get("hint")) for line in told))
+    assert bench.enforcer.breaches[:3] == ["retained of state/a"] * 3

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 
 import pytest
+from structlog.testing import capture_logs
 
 from iotsplit.agent import Agent
 from iotsplit.mailbox import Mailbox
@@ -95,6 +96,15 @@ def test_an_agent_subscribes_to_so_much_as_the_broker_allows(link: SlowLink) -> 
     limited._subscribe()
     assert len(link.filters) == 10
     assert len(link.filters - first) == len(arrived) == 7
+
+
+def test_what_cannot_wait_for_its_turn_is_told_once(link: SlowLink) -> None:
+    limited, role = runner(link, most_filters=2)
+    role.interests = frozenset({"assign/press", "lan/press/#", "adapter/1/7"})
+    with capture_logs() as told:
+        limited._subscribe()
+        limited._subscribe()
+    assert [(line["allowed"], line["left_out"]) for line in told] == [(2, 1)]
 
 
 def test_without_a_limit_it_subscribes_to_everything(link: SlowLink) -> None:
