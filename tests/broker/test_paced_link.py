@@ -125,6 +125,9 @@ def test_filters_that_change_all_the_time_keep_to_requests_topics_and_subscripti
         bench.link.subscribe(frozenset(f"in/{number + more}" for number in [number] for more in range(most)))
     bench.say(b"kept", topic="in/32", retain=True)
     assert bench.hear(1) == [b"kept"]
+    bench.link.subscribe(frozenset(f"out/{number}" for number in range(most)))
+    bench.say(b"kept too", topic="out/5", retain=True)
+    assert bench.hear(1) == [b"kept too"]
     assert bench.enforcer.breaches == []
 
 
