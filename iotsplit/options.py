@@ -13,7 +13,9 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from iotsplit.errors import UsageError
 from iotsplit.flags import Leaf, Reader, about, leaves_of, nested_default, suggest
+from iotsplit.limits import BrokerLimits, limits_of
 from iotsplit.settings import at_least
+from iotsplit.topics import Topics
 
 ENVIRONMENT_PREFIX = "IOTSPLIT_"
 # Not options, but read from the environment all the same.
@@ -49,6 +51,8 @@ class BrokerOptions:
         user: User name at the broker; the password comes from a file or from IOTSPLIT_PASSWORD.
         password_file: File with the password, alone on its first line.
         ca_file: Certificate authority that signed the broker's certificate.
+        profile: Keep to the limits of a shared broker: aws, azure, emqx-serverless or small.
+        max_rate: Send at most so much, such as 10/s for messages, 500KB/s, or both; beats the profile's rates.
     """
 
     broker: str = "mqtt://127.0.0.1:1883"
@@ -57,6 +61,34 @@ class BrokerOptions:
     user: str | None = None
     password_file: Path | None = None
     ca_file: Path | None = None
+    profile: str = ""
+    max_rate: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse limits that cannot be kept.
+
+        Raises:
+            UsageError: profile or rate are none, or topics would be deeper than the broker takes them.
+        """
+        most = self.limits.slashes
+        if most is None:
+            return
+        topics = Topics(self.fleet, self.topic_prefix)
+        over = topics.slashes - most
+        if over > 0:
+            raise UsageError(
+                f"topics below {topics.root} have up to {topics.slashes} slashes; {self.profile} allows {most}",
+                fix=f"use a --topic-prefix of at most {self.topic_prefix.count('/') - over} words",
+            )
+
+    @property
+    def limits(self) -> BrokerLimits:
+        """What the broker allows this client.
+
+        Raises:
+            UsageError: profile or rate are none.
+        """
+        return limits_of(self.profile, self.max_rate)
 
     def password(self, environment: Mapping[str, str] = os.environ) -> str | None:
         """The password from its file, else from IOTSPLIT_PASSWORD.
@@ -77,7 +109,8 @@ class AgentOptions(BrokerOptions, CommonOptions):
     Args:
         id: Name of this agent in topics; unique in the fleet. By default the role's name.
         model: Packaged name, directory, .gguf file or hub id of the model, or a part made by iotsplit split.
-        chunk_bytes: Largest MQTT message to send; below the broker's limit.
+        chunk_bytes: Largest MQTT payload to send, below the broker's limit; by default 61440, or what the
+            profile and --max-rate allow.
         threads: CPU threads for tensors; part of what makes two runs equal to the bit.
         gradient_checkpointing: Compute layers again for the backward pass: same bits, less memory, slower.
         state_dir: Directory for what this agent must not forget.
@@ -86,7 +119,7 @@ class AgentOptions(BrokerOptions, CommonOptions):
 
     id: str = ""
     model: str = "smollm2"
-    chunk_bytes: int = 61440
+    chunk_bytes: int | None = None
     threads: int = 1
     gradient_checkpointing: bool = False
     state_dir: Path | None = None
@@ -98,7 +131,14 @@ class AgentOptions(BrokerOptions, CommonOptions):
         Raises:
             UsageError: a value is out of its range.
         """
+        super().__post_init__()
         at_least("threads", self.threads, 1)
+        self.limits.chunk_bytes(self.chunk_bytes)
+
+    @property
+    def largest_bytes(self) -> int:
+        """Largest MQTT payload to send."""
+        return self.limits.chunk_bytes(self.chunk_bytes)
 
 
 class _Spec(Protocol):

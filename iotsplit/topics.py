@@ -100,6 +100,11 @@ class Topics:
         """What every topic of the fleet begins with."""
         return f"{self.prefix}iotsplit/{self.fleet}/"
 
+    @property
+    def slashes(self) -> int:
+        """Of the deepest topics."""
+        return self.root.count("/") + max(max(depths) for depths in DEPTHS.values())
+
     def topic_of(self, message: Message) -> str:
         """Where a message is said."""
         return self.root + _path_of(message)

@@ -9,7 +9,7 @@ import socket
 import struct
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from iotsplit.runtime import clock
 
@@ -21,6 +21,8 @@ QUEUE_S = 0.5
 """What waits for a slow link at most, in seconds of its rate; then the sender has to wait."""
 MOST_BYTES = 16 << 20
 UP, DOWN = "up", "down"
+Watch = Callable[[str, bytes, float], bool]
+"""Sees a connection's bytes with their way and time; false breaks the connection."""
 
 
 class Channel:
@@ -119,10 +121,12 @@ class TcpProxy:
 
     Args:
         port: port of the real server.
+        watch: makes what looks at each connection.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, watch: Callable[[], Watch] = lambda: lambda *_: True) -> None:
         self._upstream = ("127.0.0.1", port)
+        self._watch = watch
         self._lock = threading.Lock()
         self._pairs: list[_Pair] = []
         self._open, self._stalled = True, False
@@ -195,7 +199,7 @@ class TcpProxy:
                 except OSError:  # the broker is away
                     client.close()
                     continue
-                pair = _Pair(client, server)
+                pair = _Pair(client, server, self._watch())
                 pair.shape(self._shapes)
                 if self._stalled:
                     pair.stall()
@@ -206,7 +210,8 @@ class TcpProxy:
 class _Pair:
     """A connection on both sides of the proxy: two channels with a reader and a writer each."""
 
-    def __init__(self, client: socket.socket, server: socket.socket) -> None:
+    def __init__(self, client: socket.socket, server: socket.socket, watch: Watch) -> None:
+        self._watch = watch
         self._ends = (client, server)
         self._changed = threading.Condition()
         self._closed = False
@@ -217,12 +222,11 @@ class _Pair:
     def start(self) -> list[threading.Thread]:
         client, server = self._ends
         threads = []
-        for source, channel, target in (
-            (client, self._channels[UP], server),
-            (server, self._channels[DOWN], client),
-        ):
-            threads.append(threading.Thread(target=self._read, args=(source, channel), daemon=True))
-            threads.append(threading.Thread(target=self._write, args=(channel, target), daemon=True))
+        for source, way, target in ((client, UP, server), (server, DOWN, client)):
+            threads.append(threading.Thread(target=self._read, args=(source, way), daemon=True))
+            threads.append(
+                threading.Thread(target=self._write, args=(self._channels[way], target), daemon=True)
+            )
         for thread in threads:
             thread.start()
         return threads
@@ -257,13 +261,16 @@ class _Pair:
         """Break off with a reset."""
         self._close(abort=True)
 
-    def _read(self, source: socket.socket, channel: Channel) -> None:
-        data = b"."
+    def _read(self, source: socket.socket, way: str) -> None:
+        data, channel = b".", self._channels[way]
         while data:
             try:
                 data = source.recv(65536)
             except OSError:
                 data = b""
+            if not self._watch(way, data, clock.now()):
+                self.abort()
+                return
             with self._changed:
                 if data:
                     channel.put(data, clock.now())

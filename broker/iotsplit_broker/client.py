@@ -19,7 +19,6 @@ from iotsplit.runtime import clock
 from iotsplit.runtime.address import BrokerAddress
 from iotsplit.runtime.connection import (
     ANSWER_TIMEOUT_S,
-    MAX_FILTERS,
     bare_socket,
     explain,
     explain_answer,
@@ -130,8 +129,9 @@ class BareClient:
     def subscribe(self, filters: Sequence[str], *, qos: int = 1) -> list[int]:
         """Subscribe; give the broker's code for each filter, 0x80 and above for refused or no answer."""
         codes: list[int] = []
-        for start in range(0, len(filters), MAX_FILTERS):
-            some = filters[start : start + MAX_FILTERS]
+        most = self._address.limits.topics_per_subscribe
+        for start in range(0, len(filters), most):
+            some = filters[start : start + most]
             _, message_id = self._client.subscribe([(each, qos) for each in some])
             self._wait(lambda each=message_id: each in self._granted or self._ended, WAIT_S)  # type: ignore[misc]
             codes += self._granted.get(message_id or 0, [REFUSED] * len(some))

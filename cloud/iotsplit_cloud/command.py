@@ -106,7 +106,7 @@ def make_role(  # noqa: PLR0913 - a cloud is made of so many things
     library = Library(
         model=info.fingerprint,
         peft=peft,
-        chunk_bytes=options.chunk_bytes,
+        chunk_bytes=options.largest_bytes,
         shapes={
             tier: {name: tuple(value.shape) for name, value in held[-1].section(tier).items()} for tier in Tier
         },

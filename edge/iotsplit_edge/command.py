@@ -66,7 +66,7 @@ def main(words: Sequence[str]) -> int:
     )
     birth = msgspec.structs.replace(birth, max_sessions=options.max_sessions, standby=options.standby)
     loader = make_loader(directory, info, gradient_checkpointing=options.gradient_checkpointing)
-    return serve.serve(EdgeRole(birth=birth, load=loader, chunk_bytes=options.chunk_bytes), options)
+    return serve.serve(EdgeRole(birth=birth, load=loader, chunk_bytes=options.largest_bytes), options)
 
 
 def make_loader(

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from iotsplit.errors import PeerError, QuorumError, RunFailedError, UsageError
+from iotsplit.limits import fitting
 from iotsplit.mailbox import Mailbox
 from iotsplit.messages import Message
 from iotsplit.options import BrokerOptions
@@ -38,14 +39,19 @@ class FleetClient:
         link: a connection to the fleet's broker, not open yet.
         topics: of the fleet.
         answer_s: seconds to wait for an answer.
+        most_filters: subscriptions that the broker allows; None for any number.
     """
 
-    def __init__(self, link: Link, topics: Topics, *, answer_s: float = ANSWER_S) -> None:
+    def __init__(
+        self, link: Link, topics: Topics, *, answer_s: float = ANSWER_S, most_filters: int | None = None
+    ) -> None:
         self._link = link
         self._topics = topics
         self._mailbox = Mailbox(topics, "client")
         self._arrived: queue.Queue[Packet] = queue.Queue(MAX_WAITING)
         self._answer_s = answer_s
+        self._most_filters = most_filters
+        self._filters: frozenset[str] = frozenset()
 
     def __enter__(self) -> Self:
         self._link.open(self._deliver, last_will=None)
@@ -156,7 +162,9 @@ class FleetClient:
                 until = clock.now() + quiet_s
 
     def _subscribe(self, below_root: Sequence[str]) -> None:
-        self._link.subscribe(frozenset(self._topics.root + word for word in below_root))
+        wanted = frozenset(self._topics.root + word for word in below_root)
+        self._filters = fitting(wanted, self._filters, self._most_filters)
+        self._link.subscribe(self._filters)
 
     def _deliver(self, arrived: Packet | LinkChange) -> None:
         if isinstance(arrived, Packet):
@@ -176,7 +184,11 @@ def address_of(options: BrokerOptions) -> BrokerAddress:
         UsageError: the address or the password file cannot be used.
     """
     return BrokerAddress.parse(
-        options.broker, user=options.user, password=options.password(), ca_file=options.ca_file
+        options.broker,
+        user=options.user,
+        password=options.password(),
+        ca_file=options.ca_file,
+        limits=options.limits,
     )
 
 
@@ -189,4 +201,5 @@ def connect(options: BrokerOptions) -> FleetClient:
     from iotsplit.runtime.mqtt import MqttLink  # noqa: PLC0415 - keeps --help quick
 
     link = MqttLink(address_of(options), f"client-{secrets.token_hex(6)}")
-    return FleetClient(link, Topics(options.fleet, options.topic_prefix))
+    topics = Topics(options.fleet, options.topic_prefix)
+    return FleetClient(link, topics, most_filters=options.limits.subscriptions)

@@ -26,7 +26,7 @@ from iotsplit.fleet.launcher import (
 )
 from iotsplit.fleet.output import Origin, Output, to_toml
 from iotsplit.fleet.progress import Progress
-from iotsplit.options import AgentOptions, BrokerOptions, CommonOptions, parse
+from iotsplit.options import BrokerOptions, CommonOptions, parse
 from iotsplit.plan import Tier, cut_model
 from iotsplit.runtime import clock
 from iotsplit.settings import FleetSettings, Stragglers, TrainingSettings, at_least
@@ -71,7 +71,8 @@ class RunOptions(BrokerOptions, CommonOptions):
         fresh: Start over in that directory.
         threads: CPU threads of each agent.
         gradient_checkpointing: Compute layers again for the backward pass: same bits, less memory, slower.
-        chunk_bytes: Largest MQTT message to send; below the broker's limit.
+        chunk_bytes: Largest MQTT payload to send, below the broker's limit; by default 61440, or what the
+            profile and --max-rate allow.
     """
 
     broker: str = ""
@@ -89,7 +90,7 @@ class RunOptions(BrokerOptions, CommonOptions):
     fresh: bool = False
     threads: int = 1
     gradient_checkpointing: bool = False
-    chunk_bytes: int = AgentOptions.chunk_bytes
+    chunk_bytes: int | None = None
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
     def __post_init__(self) -> None:
@@ -98,6 +99,8 @@ class RunOptions(BrokerOptions, CommonOptions):
         Raises:
             UsageError: a value is out of its range, or a name cannot stand in topics.
         """
+        super().__post_init__()
+        self.limits.chunk_bytes(self.chunk_bytes)
         for name in ("edges", "threads"):
             at_least(name, getattr(self, name), 1)
         for name in ("devices", "devices_per_edge"):
@@ -279,6 +282,8 @@ def _agent_words(agent: str, options: RunOptions, prepared: Prepared, address: s
         "--user": options.user,
         "--password-file": options.password_file,
         "--ca-file": options.ca_file,
+        "--profile": options.profile or None,
+        "--max-rate": ",".join(options.max_rate) or None,
         "--state-dir": options.output / "state" / agent,
     }
     given = [f"{flag}={value}" for flag, value in values.items() if value is not None]

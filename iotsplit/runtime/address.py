@@ -7,6 +7,7 @@ from typing import Self
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from iotsplit.errors import UsageError
+from iotsplit.limits import NO_LIMITS, BrokerLimits
 
 DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 ENCRYPTED = frozenset({"mqtts", "wss"})
@@ -25,6 +26,7 @@ class BrokerAddress:
         user: user name, or None to connect as nobody.
         password: never shown.
         ca_file: certificate authority to trust instead of the system's.
+        limits: what the broker allows us.
     """
 
     scheme: str
@@ -34,6 +36,7 @@ class BrokerAddress:
     user: str | None = None
     password: str | None = field(default=None, repr=False)
     ca_file: Path | None = None
+    limits: BrokerLimits = NO_LIMITS
 
     @classmethod
     def parse(
@@ -43,6 +46,7 @@ class BrokerAddress:
         user: str | None = None,
         password: str | None = None,
         ca_file: Path | None = None,
+        limits: BrokerLimits = NO_LIMITS,
     ) -> Self:
         """Read an address as people write it.
 
@@ -51,6 +55,7 @@ class BrokerAddress:
             user: user name; beats the one in the address.
             password: from a file or the environment; without a user it is not used.
             ca_file: certificate authority that signed the broker's certificate.
+            limits: what the broker allows us.
 
         Raises:
             UsageError: it is no such address, or holds a password.
@@ -70,6 +75,7 @@ class BrokerAddress:
             user=user,
             password=password if user else None,
             ca_file=ca_file,
+            limits=limits,
         )
 
     def __str__(self) -> str:

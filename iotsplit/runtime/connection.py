@@ -21,7 +21,6 @@ from iotsplit.runtime.address import BrokerAddress
 KEEPALIVE_S = 15
 ANSWER_TIMEOUT_S = 10.0
 GOODBYE_TIMEOUT_S = 2.0
-MAX_FILTERS = 8  # of one SUBSCRIBE: AWS IoT takes no more
 _QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
 
 log = structlog.get_logger()
@@ -44,13 +43,12 @@ class Connection:
     Args:
         address: where to.
         client_id: who we are.
-        window: QoS 1 packets under way before the first is acknowledged.
         last_will: what the broker publishes if we vanish.
         events: called from the network thread; must not block.
     """
 
     def __init__(
-        self, address: BrokerAddress, client_id: str, *, window: int, last_will: Packet | None, events: Events
+        self, address: BrokerAddress, client_id: str, *, last_will: Packet | None, events: Events
     ) -> None:
         self._address = address
         self._events = events
@@ -67,7 +65,7 @@ class Connection:
             transport="websockets" if address.is_websocket else "tcp",
             reconnect_on_failure=False,
         )
-        client.max_inflight_messages_set(window)
+        client.max_inflight_messages_set(address.limits.window)
         client.connect_timeout = ANSWER_TIMEOUT_S
         introduce(client, address, last_will)
         client.on_socket_open = self._on_socket_open
@@ -100,14 +98,12 @@ class Connection:
         return self._client.publish(packet.topic, packet.payload, qos=packet.qos, retain=packet.retain).mid
 
     def subscribe(self, filters: Sequence[str]) -> None:
-        """Subscribe with QoS 1."""
-        for start in range(0, len(filters), MAX_FILTERS):
-            self._client.subscribe([(each, 1) for each in filters[start : start + MAX_FILTERS]])
+        """Subscribe with QoS 1, in one packet."""
+        self._client.subscribe([(each, 1) for each in filters])
 
     def unsubscribe(self, filters: Sequence[str]) -> None:
-        """Unsubscribe."""
-        for start in range(0, len(filters), MAX_FILTERS):
-            self._client.unsubscribe(list(filters[start : start + MAX_FILTERS]))
+        """Unsubscribe, in one packet."""
+        self._client.unsubscribe(list(filters))
 
     def wait_until_ended(self) -> None:
         """Return when the connection has ended, whoever ended it."""

@@ -1,5 +1,6 @@
 """A link over a real MQTT broker."""
 
+import math
 import random
 import threading
 
@@ -12,15 +13,21 @@ from iotsplit.runtime.address import BrokerAddress
 from iotsplit.runtime.connection import Connection, Events
 from iotsplit.runtime.link import Deliver, LinkChange
 from iotsplit.runtime.outbox import Outbox
+from iotsplit.runtime.pace import Pace, size_of
 
 __all__ = ["BrokerAddress", "MqttLink"]
 
-WINDOW = 100
 LIMIT_BYTES = 8 * 1024 * 1024
 PATIENCE_S = 10.0
 FLUSH_S = 10.0
 FIRST_RETRY_S = 0.25
 LAST_RETRY_S = 30.0
+SHORT_S = 5.0
+TELLING = 3  # short connections in a row
+HINT = (
+    "it may refuse retained messages, which agents cannot do without, or the size or rate of what they send: "
+    "see its log and docs/broker-limits.md, and give --profile or --max-rate"
+)
 
 log = structlog.get_logger()
 
@@ -31,10 +38,12 @@ class MqttLink:
     While the broker is away, QoS 0 packets are dropped and QoS 1 packets wait within `limit_bytes`
     (see `Outbox`); `publish` does not block then, for nobody could say until when.
 
+    Where the broker's limits say how much may go in a second, a thread of its own sends: packets and changes
+    of subscriptions wait for their turn, and what waits counts as not yet sent.
+
     Args:
-        address: the broker's.
+        address: the broker's, with its limits.
         client_id: unique at the broker: of two with the same id it throws out the earlier.
-        window: QoS 1 packets under way before the first is acknowledged.
         limit_bytes: payload that may wait for acknowledgement before `publish` blocks.
         first_retry_s: wait before the first attempt to come back; doubles with each.
     """
@@ -44,21 +53,21 @@ class MqttLink:
         address: BrokerAddress,
         client_id: str,
         *,
-        window: int = WINDOW,
         limit_bytes: int = LIMIT_BYTES,
         first_retry_s: float = FIRST_RETRY_S,
     ) -> None:
         self._address = address
         self._client_id = client_id
-        self._window = window
         self._first_retry_s = first_retry_s
         self._last_will: Packet | None = None
         self._deliver: Deliver = lambda _: None
         self._filters: frozenset[str] = frozenset()
+        self._subscribed: frozenset[str] = frozenset()
         self._outbox = Outbox(limit_bytes)
+        self._pace = Pace(address.limits) if address.limits.are_paced else None
         self._connection: Connection | None = None
         self._closing = threading.Event()
-        self._keeper: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
         self._jitter = random.Random()  # noqa: S311 - no secret
         # Held while something is handed to paho, so that order holds across threads. Never wait for room
         # with it, and never call paho with `_changed`: paho's thread takes its own locks before ours.
@@ -77,32 +86,43 @@ class MqttLink:
         self._last_will = last_will
         self._closing.clear()
         connection = self._connect()
-        self._keeper = threading.Thread(target=self._keep, args=(connection,), name="link", daemon=True)
-        self._keeper.start()
+        self._threads = [threading.Thread(target=self._keep, args=(connection,), name="link", daemon=True)]
+        if self._pace is not None:
+            pacing = threading.Thread(target=self._send_in_turn, args=(self._pace,), name="pace", daemon=True)
+            self._threads.append(pacing)
+        for thread in self._threads:
+            thread.start()
 
     def subscribe(self, filters: frozenset[str]) -> None:
-        """Make `filters` the subscriptions: subscribe what is new, unsubscribe the rest."""
+        """Make `filters` the subscriptions: unsubscribe what is there no more, subscribe what is new."""
         with self._handing_over:
-            new, old = filters - self._filters, self._filters - filters
             self._filters = filters
-            if self._connection is not None:
-                self._connection.subscribe(sorted(new))
-                self._connection.unsubscribe(sorted(old))
+            if self._pace is None:
+                while self._connection is not None and self._request(self._connection):
+                    pass
+                return
+        with self._changed:
+            self._changed.notify_all()
 
     def publish(self, packet: Packet) -> None:
         """Hand a packet to the bus.
 
-        Blocks while too many bytes wait for acknowledgement, at most `PATIENCE_S`: the caller may be the
-        one whose silence holds the others up, so after that the packet goes out all the same.
+        Blocks while too many bytes wait for acknowledgement or for their turn, at most `PATIENCE_S`: the caller
+        may be the one whose silence holds the others up, so after that the packet goes out all the same.
         """
-        self._wait_for_room(len(packet.payload))
+        if self._pace is None or packet.qos:
+            self._wait_for_room(len(packet.payload))
         with self._handing_over:
             connection = self._connection
-            if connection is None:
-                with self._changed:
-                    self._outbox.keep(packet)
-            else:
+            if connection is not None and self._pace is None:
                 self._send(connection, packet)
+                return
+            with self._changed:
+                if connection is None:
+                    self._outbox.keep(packet)
+                else:
+                    self._outbox.queue(packet)
+                self._changed.notify_all()
 
     def close(self) -> None:
         """Wait until everything published has left (at most `FLUSH_S`), and say goodbye."""
@@ -114,27 +134,92 @@ class MqttLink:
             connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
-        keeper, self._keeper = self._keeper, None
-        if keeper is not None and keeper is not threading.current_thread():
-            keeper.join(FLUSH_S)
+        threads, self._threads = self._threads, []
+        for thread in threads:
+            if thread is not threading.current_thread():
+                thread.join(FLUSH_S)
 
     def _connect(self) -> Connection:
         connection = Connection(
             self._address,
             self._client_id,
-            window=self._window,
             last_will=self._last_will,
             events=Events(arrived=self._arrived, acknowledged=self._acknowledged),
         )
         connection.open()
         with self._handing_over:
-            connection.subscribe(sorted(self._filters))
+            self._subscribed = frozenset()
+            if self._pace is None:
+                self._send_all(connection)
             with self._changed:
-                waiting = self._outbox.drain()
-            for packet in waiting:
-                self._send(connection, packet)
-            self._connection = connection
+                self._connection = connection
+                self._changed.notify_all()
         return connection
+
+    def _send_all(self, connection: Connection) -> None:
+        """Send what has waited for a connection, subscriptions first."""
+        while self._request(connection):
+            pass
+        with self._changed:
+            waiting = self._outbox.drain()
+        for packet in waiting:
+            self._send(connection, packet)
+
+    def _request(self, connection: Connection) -> bool:
+        """Send one change of the subscriptions, if there is one to send."""
+        most = self._address.limits.topics_per_subscribe
+        # The old ones first: some brokers count.
+        if old := sorted(self._subscribed - self._filters)[:most]:
+            connection.unsubscribe(old)
+            self._subscribed -= frozenset(old)
+        elif new := sorted(self._filters - self._subscribed)[:most]:
+            connection.subscribe(new)
+            self._subscribed |= frozenset(new)
+        return bool(old or new)
+
+    def _send_in_turn(self, pace: Pace) -> None:
+        """Thread: sends each packet and each change of subscriptions when it may go."""
+        while not self._closing.is_set():
+            with self._handing_over:
+                sent = self._connection is not None and self._send_due(self._connection, pace)
+            with self._changed:
+                if not sent and (wait_s := self._next_turn(pace) - clock.now()) > 0:
+                    self._changed.wait(None if wait_s == math.inf else wait_s)
+
+    def _send_due(self, connection: Connection, pace: Pace) -> bool:
+        """Send one thing that may go now, if there is one."""
+        now = clock.now()
+        if self._filters != self._subscribed and pace.request_due(now) <= now:
+            pace.take_request(now)
+            return self._request(connection)
+        with self._changed:
+            packet = self._outbox.first()
+            if packet is None or not self._fits_window(packet) or pace.due(packet, now) > now:
+                return False
+            self._outbox.take_first()
+        pace.take(packet, now)
+        self._send(connection, packet)
+        return True
+
+    def _next_turn(self, pace: Pace) -> float:
+        """When something may go; infinity if something else has to happen before. Holds `_changed`."""
+        if self._connection is None or self._closing.is_set():
+            return math.inf
+        now, at = clock.now(), math.inf
+        if self._filters != self._subscribed:
+            at = pace.request_due(now)
+        packet = self._outbox.first()
+        if packet is not None and self._fits_window(packet):
+            at = min(at, pace.due(packet, now))
+        return at
+
+    def _fits_window(self, packet: Packet) -> bool:
+        """Whether the broker takes one more packet before it has acknowledged the others."""
+        limits, in_flight = self._address.limits, self._outbox.in_flight
+        if not packet.qos or not in_flight:
+            return True
+        size = self._outbox.in_flight_bytes + size_of(packet)
+        return in_flight < limits.window and (limits.window_bytes is None or size <= limits.window_bytes)
 
     def _send(self, connection: Connection, packet: Packet) -> None:
         message_id = connection.publish(packet)
@@ -149,11 +234,15 @@ class MqttLink:
 
         def may_go_on() -> bool:
             gone = self._closing.is_set() or self._connection is None
-            return gone or self._outbox.has_room(size_bytes)
+            return gone or (self._outbox.has_room(size_bytes) and self._may_wait())
 
         with self._changed:
             if not self._changed.wait_for(may_go_on, PATIENCE_S):
                 log.warning("the broker acknowledges slowly", waiting_bytes=self._outbox.size_bytes)
+
+    def _may_wait(self) -> bool:
+        outbox = self._outbox
+        return self._pace is None or self._pace.has_room(outbox.waiting, outbox.waiting_bytes)
 
     def _arrived(self, packet: Packet) -> None:
         try:
@@ -169,10 +258,13 @@ class MqttLink:
 
     def _keep(self, connection: Connection) -> None:
         """Thread: whenever the connection ends, make a new one."""
-        attempt = 0
+        attempt = short = 0
         while True:
             since = clock.now()
             connection.wait_until_ended()
+            short = short + 1 if clock.now() - since < SHORT_S else 0
+            if short == TELLING:
+                log.warning("the broker ends each connection soon after accepting it", hint=HINT)
             self._fall()
             if self._closing.is_set():
                 return

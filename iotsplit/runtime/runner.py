@@ -16,6 +16,7 @@ import structlog
 from iotsplit import __version__
 from iotsplit.agent import Agent
 from iotsplit.errors import RefusedError, UsageError
+from iotsplit.limits import fitting, is_chunk
 from iotsplit.messages import Message
 from iotsplit.packet import Packet
 from iotsplit.plan import Tier
@@ -59,12 +60,18 @@ class Runner:
         agent: the role with its mailbox.
         link: the connection to the bus.
         largest_bytes: largest message that the agent will send; the broker has to pass it on.
+        most_filters: subscriptions that the broker allows; None for any number.
     """
 
-    def __init__(self, agent: Agent, link: Link, *, largest_bytes: int = 0) -> None:
+    def __init__(
+        self, agent: Agent, link: Link, *, largest_bytes: int = 0, most_filters: int | None = None
+    ) -> None:
         self._agent = agent
         self._link = link
         self._largest_bytes = largest_bytes
+        self._most_filters = most_filters
+        self._filters: frozenset[str] = frozenset()
+        self._left_out = 0
         self._inbox: queue.SimpleQueue[Packet | LinkChange | _Done | Message | _Stop] = queue.SimpleQueue()
         self._jobs: queue.SimpleQueue[Message | LinkChange | float | None] = queue.SimpleQueue()
         self._letters: deque[Message | LinkChange] = deque()
@@ -158,13 +165,10 @@ class Runner:
             self._inbox.put(event)
 
     def _loop(self) -> None:
-        self._link.subscribe(self._filters())
+        self._subscribe()
         while not self._stopping:
-            now = clock.now()
-            if now >= self._heartbeat_at:
-                self._heartbeat_at = now + HEARTBEAT_S
-                self._say(self._agent.heartbeat(peak_rss_bytes(), round(self._busy_s, 3)))
-            self._give_work(now)
+            self._beat()
+            self._give_work(clock.now())
             with contextlib.suppress(queue.Empty):
                 self._take(self._inbox.get(timeout=max(0.0, self._wait_s(clock.now()))))
 
@@ -209,14 +213,31 @@ class Runner:
         self._working = False
         if done.error is not None:
             raise done.error
-        self._say(self._agent.encode(done.outputs))
+        for packet in self._agent.encode(done.outputs):
+            self._link.publish(packet)
+            self._beat()  # a slow link may take long for all of it
         self._say(self._agent.birth())
-        self._link.subscribe(self._filters())
+        self._subscribe()
         if self._agent.role.finished and not self._letters:
             self._stopping = True
 
-    def _filters(self) -> frozenset[str]:
-        return self._agent.filters | {self._agent.state_topic}
+    def _beat(self) -> None:
+        """Give a sign of life when it is time."""
+        now = clock.now()
+        if now >= self._heartbeat_at:
+            self._heartbeat_at = now + HEARTBEAT_S
+            self._say(self._agent.heartbeat(peak_rss_bytes(), round(self._busy_s, 3)))
+
+    def _subscribe(self) -> None:
+        wanted = self._agent.filters | {self._agent.state_topic}
+        self._filters = fitting(wanted, self._filters, self._most_filters)
+        self._link.subscribe(self._filters)
+        left_out = sum(not is_chunk(each) for each in wanted - self._filters)
+        if left_out > self._left_out:
+            log.warning(
+                "the broker allows too few subscriptions", allowed=self._most_filters, left_out=left_out
+            )
+        self._left_out = left_out
 
     def _check_own_state(self, birth: Birth) -> None:
         # Also when it is offline: the broker lets only one of two namesakes in, so each finds the other's will.

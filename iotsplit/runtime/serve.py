@@ -67,6 +67,7 @@ def address_of(options: AgentOptions) -> BrokerAddress:
         user=options.user,
         password=options.password(),
         ca_file=options.ca_file,
+        limits=options.limits,
     )
 
 
@@ -95,13 +96,13 @@ def serve(
     topics = Topics(options.fleet, options.topic_prefix)
     agent = Agent(
         role,
-        Mailbox(topics, role.agent, chunk_bytes=options.chunk_bytes),
+        Mailbox(topics, role.agent, chunk_bytes=options.largest_bytes),
         sink=sink,
         complain=lambda origin, reason: log.warning("dropped a message", topic=origin, reason=reason),
         wall=clock.wall,
     )
     link = MqttLink(address_of(options), client_id(options.fleet, role.tier, role.agent))
-    runner = Runner(agent, link, largest_bytes=options.chunk_bytes)
+    runner = Runner(agent, link, largest_bytes=options.largest_bytes, most_filters=options.limits.subscriptions)
     interrupted = False
 
     def on_signal(number: int, frame: FrameType | None) -> None:
