@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from iotsplit.options import BrokerOptions, CommonOptions, parse
 from iotsplit.runtime import clock
-from iotsplit.runtime.address import BrokerAddress
+from iotsplit.runtime.address import address_of
 from iotsplit.runtime.processes import signals_handled
 from iotsplit.settings import at_least
 from iotsplit.topics import AGENT_ID, Topics, check_agent_id
@@ -71,6 +71,7 @@ class CheckOptions(BrokerOptions, CommonOptions):
         Raises:
             UsageError: a value is out of its range.
         """
+        super().__post_init__()
         at_least("chunk_bytes", self.chunk_bytes, SMALLEST_CHUNK)
         if self.id is not None:
             check_agent_id(self.id)
@@ -85,6 +86,8 @@ class CheckOptions(BrokerOptions, CommonOptions):
             user=self.user,
             password_file=self.password_file,
             ca_file=self.ca_file,
+            profile=self.profile,
+            max_rate=self.max_rate,
         )
 
     @property
@@ -147,7 +150,7 @@ def main(words: Sequence[str]) -> int:
 def _bench(end: BrokerOptions, options: CheckOptions) -> "Bench":
     from iotsplit_broker.bench import Bench  # noqa: PLC0415 - keeps --help quick
 
-    address = BrokerAddress.parse(end.broker, user=end.user, password=end.password(), ca_file=end.ca_file)
+    address = address_of(end)
     known = options.id or address.user or ""
     agent = known if AGENT_ID.fullmatch(known) else f"check-{secrets.token_hex(4)}"
     return Bench(address, Topics(end.fleet, end.topic_prefix), agent, chunk_bytes=options.chunk_bytes)

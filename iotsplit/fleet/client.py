@@ -14,7 +14,7 @@ from iotsplit.options import BrokerOptions
 from iotsplit.packet import Packet
 from iotsplit.retained import Fetch
 from iotsplit.runtime import clock
-from iotsplit.runtime.address import BrokerAddress
+from iotsplit.runtime.address import address_of
 from iotsplit.runtime.link import Link, LinkChange
 from iotsplit.states import (
     AdapterChunk,
@@ -175,21 +175,6 @@ class FleetClient:
             f"{what} in fleet {self._topics.fleet} within {self._answer_s:.0f} s",
             fix="check --fleet and --topic-prefix, and that its cloud runs",
         )
-
-
-def address_of(options: BrokerOptions) -> BrokerAddress:
-    """The broker that the options name.
-
-    Raises:
-        UsageError: the address or the password file cannot be used.
-    """
-    return BrokerAddress.parse(
-        options.broker,
-        user=options.user,
-        password=options.password(),
-        ca_file=options.ca_file,
-        limits=options.limits,
-    )
 
 
 def connect(options: BrokerOptions) -> FleetClient:

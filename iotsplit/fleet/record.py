@@ -12,8 +12,8 @@ from pathlib import Path
 import msgspec
 
 from iotsplit.errors import RunFailedError, UsageError
-from iotsplit.fleet.client import address_of
 from iotsplit.options import BrokerOptions, CommonOptions, parse
+from iotsplit.runtime.address import address_of
 from iotsplit.runtime.processes import signals_handled
 from iotsplit.tape.files import PIPE, TapeWriter, new_header
 from iotsplit.tape.recorder import Limits, Recorder, Tally, unchanged

@@ -15,13 +15,14 @@ from pathlib import Path
 import msgspec
 
 from iotsplit.errors import PeerError, RefusedError, UsageError
-from iotsplit.fleet.client import QUIET_S, address_of
+from iotsplit.fleet.client import QUIET_S
 from iotsplit.fleet.inspection import selection_of
 from iotsplit.fleet.rehearse import AgainstOptions, rehearse
 from iotsplit.mailbox import Mailbox
 from iotsplit.options import BrokerOptions, parse
 from iotsplit.packet import Packet
 from iotsplit.runtime import clock
+from iotsplit.runtime.address import address_of
 from iotsplit.runtime.link import Link, LinkChange
 from iotsplit.runtime.processes import signals_handled
 from iotsplit.states import Birth

@@ -8,6 +8,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from iotsplit.errors import UsageError
 from iotsplit.limits import NO_LIMITS, BrokerLimits
+from iotsplit.options import BrokerOptions
 
 DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 ENCRYPTED = frozenset({"mqtts", "wss"})
@@ -150,3 +151,18 @@ def _hidden(url: str) -> str:
         return url
     scheme, slashes, account = start.rpartition("//")
     return f"{scheme}{slashes}{account.partition(':')[0]}@{rest}"
+
+
+def address_of(options: BrokerOptions) -> BrokerAddress:
+    """The broker that the options name.
+
+    Raises:
+        UsageError: the address or the password file cannot be used.
+    """
+    return BrokerAddress.parse(
+        options.broker,
+        user=options.user,
+        password=options.password(),
+        ca_file=options.ca_file,
+        limits=options.limits,
+    )

@@ -18,7 +18,8 @@ from iotsplit.options import AgentOptions
 from iotsplit.plan import Tier
 from iotsplit.role import Role
 from iotsplit.runtime import clock
-from iotsplit.runtime.mqtt import BrokerAddress, MqttLink
+from iotsplit.runtime.address import address_of
+from iotsplit.runtime.mqtt import MqttLink
 from iotsplit.runtime.processes import die_with_parent, return_freed_memory
 from iotsplit.runtime.runner import Runner
 from iotsplit.topics import Topics
@@ -57,17 +58,6 @@ def start_logging(level: str) -> None:
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-
-
-def address_of(options: AgentOptions) -> BrokerAddress:
-    """The broker that the options name."""
-    return BrokerAddress.parse(
-        options.broker,
-        user=options.user,
-        password=options.password(),
-        ca_file=options.ca_file,
-        limits=options.limits,
     )
 
 
