@@ -12,10 +12,11 @@ from iotsplit.fleet.record import check_filter
 from iotsplit.options import CommonOptions, parse
 from iotsplit.tape.extraction import Extraction
 from iotsplit.tape.files import explain, items
-from iotsplit.tape.format import Damage, Header, Index, Record
+from iotsplit.tape.format import Damage, Header, Record
 from iotsplit.tape.letters import Letter, Listener, find_topics
 from iotsplit.tape.listing import lines
 from iotsplit.tape.numbers import can_unpack, tensors_of
+from iotsplit.tape.places import Index
 from iotsplit.tape.selection import Selection
 from iotsplit.tape.summary import Summary
 from iotsplit.tape.timeline import Timeline

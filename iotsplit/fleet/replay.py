@@ -30,7 +30,7 @@ from iotsplit.tape.files import PIPE
 from iotsplit.tape.format import Header, Record
 from iotsplit.tape.letters import Listener, find_topics
 from iotsplit.tape.player import Played, Player, last_retained, packets, read_mapping, read_speed
-from iotsplit.tape.selection import Moment, Selection, Window, read_moment, within
+from iotsplit.tape.selection import Moment, Selection, Window, place_before, read_moment, within
 from iotsplit.topics import Topics
 
 EXAMPLES = (
@@ -141,7 +141,10 @@ class Source:
     def records(self) -> Iterator[Record]:
         """The records."""
         found, self._pending = self._pending, None
-        if found is None:
+        sought = self._seek()
+        if sought is not None:
+            found = sought
+        elif found is None:
             found = files.records(self._path, tell=_warn)
         listener: Listener | None = None
 
@@ -154,8 +157,20 @@ class Source:
                 listener.take(record)
             return listener.round if listener is not None else 0
 
-        window = Window(self._start, self._end, round_of=round_of)
+        origin_ns = self.first.mono_ns if self.first is not None else None
+        window = Window(self._start, self._end, round_of=round_of, origin_ns=origin_ns)
         return (each for each in within(found, window) if self._selection.wants(each.topic))
+
+    def _seek(self) -> Iterator[Record] | None:
+        """The records from shortly before the first moment on, if an index tells where that is."""
+        if self._start is None or self.first is None or str(self._path) == PIPE:
+            return None
+        index = files.index(self._path)
+        if index is None:
+            return None
+        place = place_before(index, self._start, self._end, origin_ns=self.first.mono_ns)
+        items = files.items_from(self._path, place) if place is not None else None
+        return files.rest(items, self._path, tell=_warn) if items is not None else None
 
 
 class _Guarded:

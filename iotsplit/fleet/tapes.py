@@ -224,7 +224,7 @@ def _write_tape(options: CommonOptions, output: Path, header: Header, records: I
         for record in _chained(first, records):
             writer.add(record)
     if str(output) != PIPE:
-        count = writer.encoder.records
+        count = writer.encoder.survey.records
         _tell(options, {"records": count}, f"{count} messages in {output}")
     return 0
 
