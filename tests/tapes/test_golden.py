@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import safetensors.torch
 import torch
 
 from iotsplit.cli import main
@@ -13,8 +14,10 @@ from iotsplit.plan import Tier
 from iotsplit.tape import files
 from iotsplit.tape.files import TapeWriter
 from iotsplit.tape.format import Record
+from iotsplit.tape.letters import Listener
 from iotsplit.tensors.trained import Trained
 from iotsplit.testing import MemoryFleet, Outcome, expect_same, memory_fleet, replay_tape
+from iotsplit.topics import Topics
 from iotsplit_edge.role import EdgeRole
 from tests.support import letters_model
 from tests.tapes import make
@@ -111,6 +114,28 @@ def test_a_cloud_that_averages_in_another_way_is_found_out(
     difference = held(HERE / "quiet.tape", "cloud", "cloud", model, tolerance=TOLERANCE).difference
     assert difference is not None
     assert difference.what.startswith("adapter version 1 section")
+
+
+def test_an_edge_that_keeps_something_else_is_found_out(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Trained.checkpoint
+
+    def other(self: Trained) -> bytes:
+        kept = safetensors.torch.load(whole(self))
+        return safetensors.torch.save({name: value * 1.01 for name, value in kept.items()})
+
+    monkeypatch.setattr(Trained, "checkpoint", other)
+    difference = held(HERE / "quiet.tape", "edge", "edge-1", model, tolerance=TOLERANCE).difference
+    assert difference is not None
+    assert (difference.what, difference.step, difference.session) == ("checkpoint", 2, "run1-t1-a")
+
+
+@pytest.mark.parametrize("story", make.STORIES)
+def test_everything_on_a_golden_tape_is_understood(story: str) -> None:
+    tape = HERE / f"{story}.tape"
+    listener = Listener(Topics(files.header(tape).fleet))
+    letters = [letter for record in files.records(tape) if (letter := listener.take(record)) is not None]
+    assert listener.unreadable == 0
+    assert all(letter.sender for letter in letters if letter.first not in ("command", "probe"))
 
 
 def test_an_agent_that_says_nothing_more_is_found_out(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
