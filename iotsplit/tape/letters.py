@@ -166,6 +166,7 @@ class Listener:
                 sender = self._assignment(record.payload)
             case "checkpoint", (device, name, _):
                 sender, session = self._keeper(device, name)
+                sender = sender if record.payload else ""  # whoever has the device now clears it
             case "round", _:
                 sender = self.cloud
                 self.round = decode_state(record.payload, Round).round if record.payload else self.round
