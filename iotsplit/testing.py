@@ -41,6 +41,7 @@ def replay_tape(  # noqa: PLR0913 - each is an option of the command
     data: Path | str = "",
     tolerance: float = 0.0,
     eval_limit: int | None = None,
+    kept: Path | str | None = None,
 ) -> Outcome:
     """Run one agent of a tape with nobody else there, and compare what it says with the tape.
 
@@ -52,6 +53,7 @@ def replay_tape(  # noqa: PLR0913 - each is an option of the command
         data: of a device: file, folder or built-in set.
         tolerance: of each tensor, as a share of its largest value; 0 for the same bytes.
         eval_limit: most held-out sequences of a device; None for what the command has.
+        kept: copy of the cloud's output directory, as it was when the tape began.
 
     Raises:
         UsageError: tape, agent, model or data cannot be used.
@@ -64,6 +66,7 @@ def replay_tape(  # noqa: PLR0913 - each is an option of the command
         data=str(data),
         tolerance=tolerance,
         eval_limit=eval_limit,
+        kept=Path(kept) if kept is not None else None,
     )
     return hold(options, Tier(against), tell=tell_nobody)
 
