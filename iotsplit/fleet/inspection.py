@@ -130,6 +130,8 @@ def main(words: Sequence[str]) -> int:
         raise UsageError(f"{options.timeline} exists already", fix="choose another name, or remove it")
     inspection = Inspection(selection, timeline=timeline, extraction=extraction)
     inspection.read(options.tape)
+    for line in inspection.damages if not options.json else ():
+        sys.stderr.write(f"iotsplit inspect: {line}\n")
     if not inspection.summary.records:
         raise UsageError(*_nothing(options.tape, selection), fix="see iotsplit inspect TAPE for what is there")
     if timeline is not None and options.timeline is not None:
@@ -174,8 +176,6 @@ def _show(options: InspectOptions, inspection: Inspection) -> None:
     if options.json:
         sys.stdout.write(json.dumps(rows) + "\n")
         return
-    for line in inspection.damages:
-        sys.stderr.write(f"iotsplit inspect: {line}\n")
     what = f"fleet {header.fleet}" if header.fleet else ", ".join(header.filters) or "unknown"
     notes = [f"{options.tape}: {what}"]
     notes += ["tensors replaced by zeros"] if header.redacted else []

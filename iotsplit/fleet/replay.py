@@ -27,7 +27,7 @@ from iotsplit.runtime.processes import signals_handled
 from iotsplit.states import Birth
 from iotsplit.tape import files
 from iotsplit.tape.files import PIPE
-from iotsplit.tape.format import Header, Record
+from iotsplit.tape.format import Damage, Header, Record
 from iotsplit.tape.letters import Listener, find_topics
 from iotsplit.tape.player import Played, Player, last_retained, packets, read_mapping, read_speed
 from iotsplit.tape.selection import Moment, Selection, Window, place_before, read_moment, within
@@ -92,10 +92,12 @@ def _into_broker(options: ReplayOptions) -> int:
     stop = threading.Event()
     source = Source(options.tape, selection, start, end)
     source.open()
+    target = _target(source, mapping)
+    _check_fleet(options, target)
     link = _Guarded(MqttLink(address, f"replay-{secrets.token_hex(4)}"))
     with link.opened(), signals_handled((signal.SIGINT, signal.SIGTERM), lambda *_: stop.set()):
         if not options.force:
-            _refuse_live(link, source, mapping)
+            _refuse_live(link, target)
         player = Player(link.link, speed=speed, stop=stop)
         played = Played()
         for _ in range(options.loop):
@@ -128,10 +130,10 @@ class Source:
 
     def open(self) -> None:
         """Read the header and the first record, so that errors come before anything is said."""
-        items = files.items(self._path)
+        self.header, items = files.begin(self._path)
         for _, item in items:
-            if isinstance(item, Header):
-                self.header = item
+            if isinstance(item, Damage):
+                _warn(files.explain(self._path, item))
             if isinstance(item, Record):
                 self.first = item
                 self._pending = itertools.chain([item], files.rest(items, self._path, tell=_warn))
@@ -193,14 +195,35 @@ class _Guarded:
             self.arrived.put(event)
 
 
-def _refuse_live(guarded: _Guarded, source: Source, mapping: Callable[[str], str]) -> None:
+def _target(source: Source, mapping: Callable[[str], str]) -> Topics | None:
+    """The fleet that would hear a tape; None if it is none of ours."""
+    topics = find_topics(source.header, source.first.topic) if source.first is not None else None
+    return find_topics(Header(), mapping(f"{topics.root}state/any")) if topics is not None else None
+
+
+def _check_fleet(options: ReplayOptions, target: Topics | None) -> None:
+    """See that the fleet that was asked for is the one that would hear it.
+
+    Raises:
+        UsageError: it is another one.
+    """
+    default = BrokerOptions()
+    wanted, plain = (options.topic_prefix, options.fleet), (default.topic_prefix, default.fleet)
+    if wanted == plain or target is None or wanted == (target.prefix, target.fleet):
+        return
+    asked, told = (f"{prefix}iotsplit/{fleet}" for prefix, fleet in (wanted, (target.prefix, target.fleet)))
+    raise UsageError(
+        f"{options.tape} would be said on {told}, not on {asked}",
+        fix=f"add --map-topic 's|^{told}/|{asked}/|', or leave --fleet and --topic-prefix out",
+    )
+
+
+def _refuse_live(guarded: _Guarded, target: Topics | None) -> None:
     """Look whether the fleet that would hear it is there.
 
     Raises:
         RefusedError: it is.
     """
-    topics = find_topics(source.header, source.first.topic) if source.first is not None else None
-    target = find_topics(Header(), mapping(f"{topics.root}state/any")) if topics is not None else None
     if target is None:
         return
     online = _online(guarded, target)

@@ -128,6 +128,7 @@ class Reading:
         Raises:
             UsageError: the agent is not in it, or it is not clear which one is meant.
         """
+        record = None
         for record in records:
             if self._listener is None:
                 topics = find_topics(self._header, record.topic)
@@ -137,6 +138,8 @@ class Reading:
                     self._take(letter)
                 except PeerError:
                     continue
+        if record is None:
+            raise UsageError("the tape holds no messages", fix="record again")
         if self._listener is None:
             raise UsageError(
                 "the tape is of no fleet of iotsplit", fix="replay it into a broker, without --against"

@@ -73,7 +73,7 @@ class TapeWriter:
             return
         with writing(self.path, fix=FREE):
             self._write(self.encoder.end())
-            if self._out is not sys.stdout.buffer:
+            if str(self.path) != PIPE:
                 self._out.close()
 
     def _write(self, data: bytes) -> None:
@@ -153,6 +153,23 @@ def records(path: Path, *, tell: Tell = tell_nobody) -> Iterator[Record]:
     yield from rest(items(path), path, tell=tell)
 
 
+def begin(path: Path) -> tuple[Header, Iterator[tuple[int, Item]]]:
+    """What a tape says of itself, and everything in it; an empty header if that place is damaged.
+
+    Raises:
+        UsageError: it cannot be read, or is no tape.
+        MismatchError: a tape of another version of the format.
+    """
+    source = items(path)
+    taken = []
+    for at, item in source:
+        taken.append((at, item))
+        if not isinstance(item, Damage):
+            break
+    first = taken[-1][1] if taken else None
+    return first if isinstance(first, Header) else Header(), itertools.chain(taken, source)
+
+
 def rest(source: Iterable[tuple[int, Item]], path: Path, *, tell: Tell = tell_nobody) -> Iterator[Record]:
     """The records among what is still to be read of a tape."""
     for _, item in source:
@@ -177,9 +194,7 @@ def header(path: Path) -> Header:
         UsageError: it cannot be read, or is no tape.
         MismatchError: a tape of another version of the format.
     """
-    for _, item in items(path):
-        return item if isinstance(item, Header) else Header()
-    return Header()
+    return begin(path)[0]
 
 
 def index(path: Path) -> Index | None:

@@ -159,7 +159,10 @@ class Encoder:
 
 def survey_of(header: Header) -> Survey:
     """Makes the index of a tape with that header."""
-    return Survey(f"{Topics(header.fleet, header.prefix).root}round" if header.fleet else "")
+    try:
+        return Survey(f"{Topics(header.fleet, header.prefix).root}round")
+    except UsageError:
+        return Survey()  # of no fleet, or of what is no name of one
 
 
 def index_blocks(index: Index, offset: int) -> bytes:
