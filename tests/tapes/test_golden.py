@@ -219,3 +219,11 @@ def test_the_fixture_makes_fleets(memory_fleet: Any, model: Path, tmp_path: Path
     fleet.write(tmp_path / "run.tape")
     outcome = held(tmp_path / "run.tape", Tier.DEVICE, "a", model, data=data["a"])
     expect_same(outcome)
+
+
+def test_the_page_shows_a_test_that_passes(memory_fleet: Any, tmp_path: Path) -> None:
+    page = (HERE.parents[1] / "docs" / "replay.md").read_text(encoding="utf-8")
+    shown = page[page.index("# test_firmware.py") :].partition("```")[0]
+    names: dict[str, Any] = {"__file__": str(tmp_path / "test_firmware.py")}
+    exec(compile(shown, "docs/replay.md", "exec"), names)
+    names["test_the_other_edge_takes_over"](memory_fleet, tmp_path)
