@@ -1,7 +1,9 @@
 """A cloud for those who drive it themselves: replay, and fleets in memory."""
 
 import dataclasses
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -36,6 +38,8 @@ def cast(props: Props) -> Actor:
         training=props.training,
         members=props.fleet,
     )
+    if props.kept is not None and not options.output.exists():
+        _take_over(props.kept, options.output)
     peft = adapters.peft_config(directory, props.training, base=props.base or props.model)
     store = Store(options.output, agent=props.birth.agent, settings=props.training, peft=peft, draws=False)
     role = make_role(
@@ -48,6 +52,14 @@ def cast(props: Props) -> Actor:
         run=props.run,
     )
     return Actor(role=role, sink=store.take, prompt=_prompt, close=lambda: store.close("stopped"))
+
+
+def _take_over(kept: Path, output: Path) -> None:
+    """Begin with what an output directory held; the run's logs and its exported adapter are not read again."""
+    shutil.copytree(kept / "state" / "cloud", output / "state" / "cloud")
+    rounds = kept / "rounds.jsonl"
+    if rounds.exists():
+        shutil.copy(rounds, output)
 
 
 def _as_found(saved: Saved | None, step: int | None) -> Saved | None:

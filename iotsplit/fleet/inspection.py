@@ -12,10 +12,11 @@ from iotsplit.fleet.record import check_filter
 from iotsplit.options import CommonOptions, parse
 from iotsplit.tape.extraction import Extraction
 from iotsplit.tape.files import explain, items
-from iotsplit.tape.format import Damage, Header, Index, Record
+from iotsplit.tape.format import Damage, Header, Record
 from iotsplit.tape.letters import Letter, Listener, find_topics
 from iotsplit.tape.listing import lines
 from iotsplit.tape.numbers import can_unpack, tensors_of
+from iotsplit.tape.places import Index
 from iotsplit.tape.selection import Selection
 from iotsplit.tape.summary import Summary
 from iotsplit.tape.timeline import Timeline
@@ -129,6 +130,8 @@ def main(words: Sequence[str]) -> int:
         raise UsageError(f"{options.timeline} exists already", fix="choose another name, or remove it")
     inspection = Inspection(selection, timeline=timeline, extraction=extraction)
     inspection.read(options.tape)
+    for line in inspection.damages if not options.json else ():
+        sys.stderr.write(f"iotsplit inspect: {line}\n")
     if not inspection.summary.records:
         raise UsageError(*_nothing(options.tape, selection), fix="see iotsplit inspect TAPE for what is there")
     if timeline is not None and options.timeline is not None:
@@ -173,8 +176,6 @@ def _show(options: InspectOptions, inspection: Inspection) -> None:
     if options.json:
         sys.stdout.write(json.dumps(rows) + "\n")
         return
-    for line in inspection.damages:
-        sys.stderr.write(f"iotsplit inspect: {line}\n")
     what = f"fleet {header.fleet}" if header.fleet else ", ".join(header.filters) or "unknown"
     notes = [f"{options.tape}: {what}"]
     notes += ["tensors replaced by zeros"] if header.redacted else []

@@ -84,6 +84,7 @@ def main(words: Sequence[str]) -> int:
         )
         with signals_handled((signal.SIGINT, signal.SIGTERM), lambda *_: recorder.stop()):
             tally = recorder.run(filters, limits)
+    tally.tape_bytes = writer.encoder.offset  # now that all is written, and compressed
     _tell(options, tally)
     if not tally.records:
         raise RunFailedError(

@@ -35,6 +35,7 @@ class AgainstOptions(CommonOptions):
         data: Data of the device: file, folder or built-in set. They are never on a tape.
         columns: Columns or keys of the data, as the device had them.
         eval_limit: Most held-out sequences, as the device had it.
+        kept: Copy of the cloud's output directory, as it was when the tape began.
         tolerance: Largest difference in a tensor, as a share of its largest value; 0 for the same bytes.
         report: File for the result as JSON.
     """
@@ -47,6 +48,7 @@ class AgainstOptions(CommonOptions):
     data: str = ""
     columns: tuple[str, ...] = ()
     eval_limit: int | None = None
+    kept: Path | None = None
     tolerance: float = 0.0
     report: Path | None = None
 
@@ -112,11 +114,8 @@ def hold(options: AgainstOptions, tier: Tier, *, tell: Tell) -> Outcome:
         )
     reading = Reading(header, tier=tier, agent=options.agent)
     facts = reading.read(files.records(options.tape, tell=tell))
-    if tier is Tier.CLOUD and facts.first_version:
-        raise UsageError(
-            f"{options.tape} begins with adapter version {facts.first_version}",
-            fix="what the cloud had learnt by then is not on it: record from its start",
-        )
+    if tier is Tier.CLOUD:
+        _begin(options, facts)
     with tempfile.TemporaryDirectory(prefix="iotsplit-replay-") as disk:
         rehearsal = Rehearsal(
             facts,
@@ -125,6 +124,27 @@ def hold(options: AgainstOptions, tier: Tier, *, tell: Tell) -> Outcome:
         )
         play(rehearsal, files.records(options.tape))
     return _outcome(rehearsal, facts, tolerance=options.tolerance)
+
+
+def _begin(options: AgainstOptions, facts: Facts) -> None:
+    """See that the cloud can begin where it began.
+
+    Raises:
+        UsageError: what it knew by then is not there: its optimizer's state is never on the bus.
+    """
+    if options.kept is not None and next(iter(facts.starts.values())).is_retained:
+        raise UsageError(
+            f"{options.tape} begins when {facts.agent} was at work, later than what it kept",
+            fix="begin to record before it is started on that output directory",
+        )
+    if options.kept is not None:
+        facts.partial.clear()  # it knows how they began
+    elif facts.before:
+        raise UsageError(
+            f"before {options.tape} began, {facts.agent} {facts.before}, and its optimizer is not on the bus",
+            fix="record from its first start; or end it, copy its --output, record, start it again, "
+            "and name the copy with --kept",
+        )
 
 
 def _check(options: AgainstOptions, tier: Tier) -> None:
@@ -136,6 +156,10 @@ def _check(options: AgainstOptions, tier: Tier) -> None:
         )
     if tier is Tier.DEVICE and not options.data:
         raise UsageError("a device's data are not on the tape", fix="name them with --data")
+    if options.kept is not None and tier is not Tier.CLOUD:
+        raise UsageError(f"--kept is of a cloud, not of the {tier}", fix="leave it out")
+    if options.kept is not None and not (options.kept / "state" / "cloud").is_dir():
+        raise UsageError(f"{options.kept} is no copy of a cloud's output directory", fix="it holds state/cloud")
     if options.report is not None and options.report.exists():
         raise UsageError(f"{options.report} exists already", fix="choose another name, or remove it")
 
@@ -143,7 +167,13 @@ def _check(options: AgainstOptions, tier: Tier) -> None:
 def _enter(cast: Cast, options: AgainstOptions, facts: Facts, start: Start, disk: Path) -> Actor:
     props = facts.props(start, model=str(options.part or options.model), disk=disk)
     return cast(
-        dataclasses.replace(props, data=options.data, columns=options.columns, eval_limit=options.eval_limit)
+        dataclasses.replace(
+            props,
+            data=options.data,
+            columns=options.columns,
+            eval_limit=options.eval_limit,
+            kept=options.kept,
+        )
     )
 
 

@@ -28,10 +28,10 @@ from iotsplit.runtime.processes import signals_handled
 from iotsplit.states import Birth
 from iotsplit.tape import files
 from iotsplit.tape.files import PIPE
-from iotsplit.tape.format import Header, Record
+from iotsplit.tape.format import Damage, Header, Record
 from iotsplit.tape.letters import Listener, find_topics
 from iotsplit.tape.player import Played, Player, last_retained, packets, read_mapping, read_speed
-from iotsplit.tape.selection import Moment, Selection, Window, read_moment, within
+from iotsplit.tape.selection import Moment, Selection, Window, place_before, read_moment, within
 from iotsplit.topics import Topics
 
 EXAMPLES = (
@@ -93,10 +93,12 @@ def _into_broker(options: ReplayOptions) -> int:
     stop = threading.Event()
     source = Source(options.tape, selection, start, end)
     source.open()
+    target = _target(source, mapping)
+    _check_fleet(options, target)
     link = _Guarded(MqttLink(address, f"replay-{secrets.token_hex(4)}"))
     with link.opened(), signals_handled((signal.SIGINT, signal.SIGTERM), lambda *_: stop.set()):
         if not options.force:
-            _refuse_live(link, source, mapping)
+            _refuse_live(link, target)
         player = Player(link.link, speed=speed, stop=stop)
         played = Played()
         for _ in range(options.loop):
@@ -129,10 +131,10 @@ class Source:
 
     def open(self) -> None:
         """Read the header and the first record, so that errors come before anything is said."""
-        items = files.items(self._path)
+        self.header, items = files.begin(self._path)
         for _, item in items:
-            if isinstance(item, Header):
-                self.header = item
+            if isinstance(item, Damage):
+                _warn(files.explain(self._path, item))
             if isinstance(item, Record):
                 self.first = item
                 self._pending = itertools.chain([item], files.rest(items, self._path, tell=_warn))
@@ -142,7 +144,10 @@ class Source:
     def records(self) -> Iterator[Record]:
         """The records."""
         found, self._pending = self._pending, None
-        if found is None:
+        sought = self._seek()
+        if sought is not None:
+            found = sought
+        elif found is None:
             found = files.records(self._path, tell=_warn)
         listener: Listener | None = None
 
@@ -155,8 +160,20 @@ class Source:
                 listener.take(record)
             return listener.round if listener is not None else 0
 
-        window = Window(self._start, self._end, round_of=round_of)
+        origin_ns = self.first.mono_ns if self.first is not None else None
+        window = Window(self._start, self._end, round_of=round_of, origin_ns=origin_ns)
         return (each for each in within(found, window) if self._selection.wants(each.topic))
+
+    def _seek(self) -> Iterator[Record] | None:
+        """The records from shortly before the first moment on, if an index tells where that is."""
+        if self._start is None or self.first is None or str(self._path) == PIPE:
+            return None
+        index = files.index(self._path)
+        if index is None:
+            return None
+        place = place_before(index, self._start, self._end, origin_ns=self.first.mono_ns)
+        items = files.items_from(self._path, place) if place is not None else None
+        return files.rest(items, self._path, tell=_warn) if items is not None else None
 
 
 class _Guarded:
@@ -179,14 +196,35 @@ class _Guarded:
             self.arrived.put(event)
 
 
-def _refuse_live(guarded: _Guarded, source: Source, mapping: Callable[[str], str]) -> None:
+def _target(source: Source, mapping: Callable[[str], str]) -> Topics | None:
+    """The fleet that would hear a tape; None if it is none of ours."""
+    topics = find_topics(source.header, source.first.topic) if source.first is not None else None
+    return find_topics(Header(), mapping(f"{topics.root}state/any")) if topics is not None else None
+
+
+def _check_fleet(options: ReplayOptions, target: Topics | None) -> None:
+    """See that the fleet that was asked for is the one that would hear it.
+
+    Raises:
+        UsageError: it is another one.
+    """
+    default = BrokerOptions()
+    wanted, plain = (options.topic_prefix, options.fleet), (default.topic_prefix, default.fleet)
+    if wanted == plain or target is None or wanted == (target.prefix, target.fleet):
+        return
+    asked, told = (f"{prefix}iotsplit/{fleet}" for prefix, fleet in (wanted, (target.prefix, target.fleet)))
+    raise UsageError(
+        f"{options.tape} would be said on {told}, not on {asked}",
+        fix=f"add --map-topic 's|^{told}/|{asked}/|', or leave --fleet and --topic-prefix out",
+    )
+
+
+def _refuse_live(guarded: _Guarded, target: Topics | None) -> None:
     """Look whether the fleet that would hear it is there.
 
     Raises:
         RefusedError: it is.
     """
-    topics = find_topics(source.header, source.first.topic) if source.first is not None else None
-    target = find_topics(Header(), mapping(f"{topics.root}state/any")) if topics is not None else None
     if target is None:
         return
     online = _online(guarded, target)

@@ -157,8 +157,7 @@ def _cut(words: list[str]) -> int:
     options = parse(CutOptions, words, name="iotsplit tape cut", places=("tape", "output"))
     selection = selection_of(options.topic, session=options.session, round_=options.round)
     start, end = (read_moment(each) if each is not None else None for each in (options.from_, options.to))
-    source = files.items(options.tape)
-    header = next((item for _, item in source if isinstance(item, Header)), Header())
+    header, source = files.begin(options.tape)
     cutter = Cutter(header, selection, start, end)
     records = cutter.cut(files.rest(source, options.tape, tell=_warn))
     return _write_tape(options, options.output, header, records)
@@ -224,7 +223,7 @@ def _write_tape(options: CommonOptions, output: Path, header: Header, records: I
         for record in _chained(first, records):
             writer.add(record)
     if str(output) != PIPE:
-        count = writer.encoder.records
+        count = writer.encoder.survey.records
         _tell(options, {"records": count}, f"{count} messages in {output}")
     return 0
 

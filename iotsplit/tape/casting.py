@@ -40,6 +40,7 @@ class Props:
         fleet_name: for the cloud's report.
         base: of the cloud: what its adapters say that their model is called; the model's name if empty.
         run: of the cloud: what its sessions' names begin with; a new word if empty.
+        kept: of the cloud: what its output directory held before its first incarnation.
         resumed_at: the newest step that this incarnation is known to have found on its disk.
     """
 
@@ -55,6 +56,7 @@ class Props:
     fleet_name: str = "default"
     base: str = ""
     run: str = ""
+    kept: Path | None = None
     resumed_at: int | None = None
 
 

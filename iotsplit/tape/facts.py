@@ -13,7 +13,7 @@ from iotsplit.flags import suggest
 from iotsplit.messages import Resume, decode_content
 from iotsplit.plan import Tier
 from iotsplit.settings import FleetSettings, TrainingSettings
-from iotsplit.states import AdapterHead, Assignment, Birth, CheckpointHead, decode_state
+from iotsplit.states import AdapterHead, Assignment, Birth, CheckpointHead, Event, Round, decode_state
 from iotsplit.tape.casting import Props
 from iotsplit.tape.format import Header, Record
 from iotsplit.tape.letters import Letter, Listener, find_topics
@@ -30,12 +30,14 @@ class Start:
 
     Args:
         birth: the first that it said.
+        is_retained: it said so before the tape.
         fingerprint: of its data, if it told.
         resumed_at: the step that it first said it stands before, if it did.
         run: of the cloud: what its sessions' names begin with.
     """
 
     birth: Birth
+    is_retained: bool = False
     fingerprint: str = ""
     resumed_at: int | None = None
     run: str = ""
@@ -54,7 +56,7 @@ class Facts:
         fleet: who was there when the first session was dealt.
         chunk_bytes: its largest message.
         base: what its adapters say that their model is called.
-        first_version: the adapter version that was current when the tape began; None if there was none.
+        before: what the agent had done when the tape began, in words; empty if it begins with the tape.
     """
 
     topics: Topics
@@ -65,7 +67,7 @@ class Facts:
     fleet: FleetSettings | None = None
     chunk_bytes: int = CHUNK_BYTES
     base: str = ""
-    first_version: int | None = None
+    before: str = ""
 
     @property
     def tier(self) -> Tier:
@@ -109,7 +111,7 @@ class Reading:
         self._listener: Listener | None = None
         self._births: dict[str, OrderedDict[int, Start]] = {}  # of the tier, by agent
         self._online: dict[Tier, set[str]] = {each: set() for each in Tier}
-        self._newest: dict[str, Assignment] = {}
+        self._heard: OrderedDict[str, None] = OrderedDict()  # sessions of assignments
         self._partial: set[str] = set()
         self._begun: OrderedDict[str, None] = OrderedDict()
         self._training: TrainingSettings | None = None
@@ -118,7 +120,7 @@ class Reading:
         self._cut_bytes = 0  # of the first piece of something that was cut
         self._pieces: Recent[tuple[str, ...], int] = Recent(MOST_SESSIONS)  # their sizes
         self._base = ""
-        self._first_version: int | None = None
+        self._before: dict[str, str] = {}  # of the cloud's past, by what tells it
 
     def read(self, records: Iterable[Record]) -> Facts:
         """Read all of a tape.
@@ -126,6 +128,7 @@ class Reading:
         Raises:
             UsageError: the agent is not in it, or it is not clear which one is meant.
         """
+        record = None
         for record in records:
             if self._listener is None:
                 topics = find_topics(self._header, record.topic)
@@ -135,6 +138,8 @@ class Reading:
                     self._take(letter)
                 except PeerError:
                     continue
+        if record is None:
+            raise UsageError("the tape holds no messages", fix="record again")
         if self._listener is None:
             raise UsageError(
                 "the tape is of no fleet of iotsplit", fix="replay it into a broker, without --against"
@@ -149,8 +154,15 @@ class Reading:
             fleet=self._fleet,
             chunk_bytes=self._probes.get(agent) or self._cut_bytes or CHUNK_BYTES,
             base=self._base,
-            first_version=self._first_version,
+            before=self._past(agent),
         )
+
+    def _past(self, agent: str) -> str:
+        """What the cloud had done before the tape; others begin anew with each session."""
+        first = next(iter(self._births[agent].values()))
+        if agent in self._before or not first.is_retained:
+            return self._before.get(agent, "")
+        return self._before.get("", "")
 
     def _agent(self) -> str:
         known = sorted(self._births)
@@ -178,6 +190,8 @@ class Reading:
                 self._birth(decode_state(letter.body, Birth), letter.record)
             case "assign" if letter.body:
                 self._assignment(decode_state(letter.body, Assignment), letter.record)
+            case "round" | "events" if letter.body:
+                self._past_told(letter)
             case "probe":
                 self._probes[letter.sender] = len(letter.body)
             case "adapter":
@@ -197,7 +211,8 @@ class Reading:
         starts = self._births.setdefault(birth.agent, OrderedDict())
         if birth.online and birth.incarnation not in starts and len(starts) < MOST_INCARNATIONS:
             # One that was there before the tape has loaded what it will ever load.
-            starts[birth.incarnation] = Start(birth if record.retain else _unbuilt(birth))
+            said = birth if record.retain else _unbuilt(birth)
+            starts[birth.incarnation] = Start(said, is_retained=record.retain)
         if birth.data is not None and birth.incarnation in starts:
             starts[birth.incarnation].fingerprint = birth.data.fingerprint
 
@@ -210,17 +225,33 @@ class Reading:
             self._fleet = FleetSettings(devices=devices, edges=edges, schedule="every 1000d")
         if record.retain and said.session not in self._begun and len(self._partial) < MOST_SESSIONS:
             self._partial.add(said.session)
-        if self._tier is Tier.CLOUD and said.cloud in self._births:
+        if record.retain:
+            self._before.setdefault("", f"was in session {said.session}")
+        is_new = said.session not in self._heard and not record.retain  # others keep the word of another run
+        self._heard[said.session] = None
+        if len(self._heard) > MOST_SESSIONS:
+            self._heard.popitem(last=False)
+        if is_new and self._tier is Tier.CLOUD and said.cloud in self._births:
             start = next(reversed(self._births[said.cloud].values()), None)
             if start is not None and not start.run:
                 start.run = said.session.removesuffix(f"-{said.device}").rpartition("-")[0]
+
+    def _past_told(self, letter: Letter) -> None:
+        if letter.first == "round":
+            said = decode_state(letter.body, Round)
+            if letter.record.retain and (said.round or said.phase != "waiting"):
+                self._before.setdefault("", f"was {said.phase} in round {said.round}")
+            return
+        event = decode_state(letter.body, Event)
+        if event.kind == "cloud_resumed" and len(self._births.get(event.agent, ())) == 1:
+            self._before[event.agent] = f"went on {event.detail}"
 
     def _adapter(self, letter: Letter) -> None:
         if letter.words[-1] == "head" and letter.body:
             head = decode_state(letter.body, AdapterHead)
             self._base = self._base or str(head.peft.get("base_model_name_or_path", ""))
-            if self._first_version is None:
-                self._first_version = head.version
+            if letter.record.retain and head.version:
+                self._before.setdefault("", f"had made adapter version {head.version}")
             for section in head.sections.values():
                 self._see_cut(section.chunks, (letter.words[0], str(section.first)))
         self._pieces.put(letter.words, len(letter.body))

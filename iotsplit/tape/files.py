@@ -1,5 +1,6 @@
 """Tapes as files and pipes: read in pieces, written so that nothing that is there is ever lost."""
 
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +13,8 @@ from iotsplit.errors import UsageError
 from iotsplit.runtime import clock
 from iotsplit.runtime.files import writing
 from iotsplit.tape import format as tape_format
-from iotsplit.tape.format import Damage, Decoder, Encoder, Header, Index, Item, Record
+from iotsplit.tape.format import Damage, Decoder, Encoder, Header, Item, Record
+from iotsplit.tape.places import Index, Place, Survey
 
 PIPE = "-"
 """Stands for stdin or stdout instead of a file."""
@@ -71,7 +73,7 @@ class TapeWriter:
             return
         with writing(self.path, fix=FREE):
             self._write(self.encoder.end())
-            if self._out is not sys.stdout.buffer:
+            if str(self.path) != PIPE:
                 self._out.close()
 
     def _write(self, data: bytes) -> None:
@@ -126,7 +128,7 @@ def items(path: Path, *, offset: int = 0) -> Iterator[tuple[int, Item]]:
     source = _open(path)
     try:
         if offset:
-            source.seek(offset)
+            source.seek(min(offset, source.seek(0, os.SEEK_END)))
         while data := source.read(PIECE_BYTES):
             yield from decoder.feed(data)
         yield from decoder.end()
@@ -149,6 +151,23 @@ def records(path: Path, *, tell: Tell = tell_nobody) -> Iterator[Record]:
         MismatchError: a tape of another version of the format.
     """
     yield from rest(items(path), path, tell=tell)
+
+
+def begin(path: Path) -> tuple[Header, Iterator[tuple[int, Item]]]:
+    """What a tape says of itself, and everything in it; an empty header if that place is damaged.
+
+    Raises:
+        UsageError: it cannot be read, or is no tape.
+        MismatchError: a tape of another version of the format.
+    """
+    source = items(path)
+    taken = []
+    for at, item in source:
+        taken.append((at, item))
+        if not isinstance(item, Damage):
+            break
+    first = taken[-1][1] if taken else None
+    return first if isinstance(first, Header) else Header(), itertools.chain(taken, source)
 
 
 def rest(source: Iterable[tuple[int, Item]], path: Path, *, tell: Tell = tell_nobody) -> Iterator[Record]:
@@ -175,13 +194,11 @@ def header(path: Path) -> Header:
         UsageError: it cannot be read, or is no tape.
         MismatchError: a tape of another version of the format.
     """
-    for _, item in items(path):
-        return item if isinstance(item, Header) else Header()
-    return Header()
+    return begin(path)[0]
 
 
 def index(path: Path) -> Index | None:
-    """The index at the end of a tape, if it has one.
+    """The index at the end of a tape; None if it has none, or one that does not lie where its end says.
 
     Raises:
         UsageError: it cannot be read.
@@ -194,9 +211,25 @@ def index(path: Path) -> Index | None:
             at = tape_format.index_offset(source.read())
         except OSError as error:
             raise _unreadable(path, error) from None
-    if not at:
+    found = next(items(path, offset=at), None) if at else None
+    return found[1] if found is not None and found[0] == at and isinstance(found[1], Index) else None
+
+
+def items_from(path: Path, place: Place) -> Iterator[tuple[int, Item]] | None:
+    """What is in a tape from a place of its index on; None if that place is not what the index says.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    if place.offset <= 0:
         return None
-    return next((item for _, item in items(path, offset=at) if isinstance(item, Index)), None)
+    found = items(path, offset=place.offset)
+    first = next(found, None)
+    if first is None or first[0] != place.offset:
+        return None
+    if not isinstance(first[1], Record) or first[1].mono_ns != place.mono_ns:
+        return None
+    return itertools.chain([first], found)
 
 
 def rebuild_index(path: Path, *, tell: Tell = tell_nobody) -> Index:
@@ -206,15 +239,17 @@ def rebuild_index(path: Path, *, tell: Tell = tell_nobody) -> Index:
         UsageError: it cannot be read, or is no tape.
         RunFailedError: it cannot be written.
     """
-    encoder = Encoder()
+    survey = Survey()
     for at, item in items(path):
-        if isinstance(item, Record):
-            encoder.count(item, at)
+        if isinstance(item, Header):
+            survey = tape_format.survey_of(item)
+        elif isinstance(item, Record):
+            survey.note(at, item.mono_ns, item.topic, item.payload)
         elif isinstance(item, Damage):
             tell(explain(path, item))
     with writing(path, fix=FREE), path.open("ab") as out:
-        out.write(encoder.end_at(out.tell()))
-    return encoder.index()
+        out.write(tape_format.index_blocks(survey.index(), out.tell()))
+    return survey.index()
 
 
 def _open(path: Path) -> BinaryIO:

@@ -8,13 +8,15 @@ begins with a mark and a checksum of its head, so that a reader finds the next o
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import lz4.frame
 import msgspec
 
 from iotsplit.errors import MismatchError, UsageError
 from iotsplit.packet import Packet
+from iotsplit.tape.places import Index, Survey
+from iotsplit.topics import Topics
 
 FORMAT = 1
 MAGIC = b"\x89iTape\r\n"
@@ -23,7 +25,6 @@ BLOCK_BYTES = 256 * 1024
 """Records are gathered up to so many bytes before they become a block."""
 MAX_BLOCK_BYTES = 288 * 1024 * 1024
 """The largest message of MQTT (256 MiB) has a block to itself."""
-MAX_PLACES = 4096
 
 HEADER, RECORDS, INDEX, END = b"H", b"R", b"I", b"E"
 _HEAD = struct.Struct("<4scIII")  # mark, kind, size as stored, size when unpacked, CRC-32 of the stored bytes
@@ -78,30 +79,6 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     redacted: bool = False
 
 
-class Place(msgspec.Struct, frozen=True, array_like=True):
-    """Where a block of records begins: offset in the file, time of its first record, records before it."""
-
-    offset: int
-    mono_ns: int
-    records: int
-
-
-class Index(msgspec.Struct, frozen=True, kw_only=True):
-    """The end of a tape that was closed: where things are, and how much there is.
-
-    Args:
-        places: of some blocks, at most 4096, evenly spread.
-        lost: messages that the observer knows to have missed.
-    """
-
-    places: tuple[Place, ...] = ()
-    records: int = 0
-    payload_bytes: int = 0
-    first_mono_ns: int = 0
-    last_mono_ns: int = 0
-    lost: int = 0
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Damage:
     """Bytes that could not be read.
@@ -129,38 +106,15 @@ def _block(kind: bytes, stored: bytes, raw_bytes: int) -> bytes:
     return head + _CHECK.pack(zlib.crc32(head)) + stored
 
 
-@dataclass(slots=True)
-class Spread:
-    """A few places out of any number: when there are too many, every other one is let go."""
-
-    places: list[Place] = field(default_factory=list)
-    _stride: int = 1
-    _count: int = 0
-
-    def add(self, place: Place) -> None:
-        """Note a block."""
-        if self._count % self._stride == 0:
-            self.places.append(place)
-        self._count += 1
-        if len(self.places) > MAX_PLACES:
-            self.places = self.places[::2]
-            self._stride *= 2
-
-
 class Encoder:
     """Makes the bytes of a tape; whoever calls writes them."""
 
     def __init__(self) -> None:
-        self.records = 0
-        self.lost = 0
+        self.survey = Survey()
         self._offset = 0
         self._encode = msgspec.msgpack.Encoder().encode
         self._gathered: list[bytes] = []
         self._gathered_bytes = 0
-        self._first = 0
-        self._times = (0, 0)
-        self._payload_bytes = 0
-        self._spread = Spread()
 
     @property
     def offset(self) -> int:
@@ -174,66 +128,47 @@ class Encoder:
 
     def begin(self, header: Header) -> bytes:
         """The first bytes of a tape."""
+        self.survey = survey_of(header)
         body = msgspec.msgpack.encode(header)
         return self._made(MAGIC + _block(HEADER, body, len(body)))
 
     def add(self, record: Record) -> bytes:
         """Take a record; gives a block when enough have been gathered, else nothing."""
-        if not self._gathered:
-            self._first = record.mono_ns
         body = self._encode(record)
         self._gathered.append(body)
         self._gathered_bytes += len(body)
-        self._note(record)
+        self.survey.note(self._offset, record.mono_ns, record.topic, record.payload)
         return self.flush() if self._gathered_bytes >= BLOCK_BYTES else b""
-
-    def count(self, record: Record, offset: int) -> None:
-        """Note a record that is in a block already, which begins at that offset."""
-        if offset != self._offset:
-            self._spread.add(Place(offset, record.mono_ns, self.records))
-        self._offset = offset
-        self._note(record)
-
-    def _note(self, record: Record) -> None:
-        first = self._times[0] if self.records else record.mono_ns
-        self._times = (first, record.mono_ns)
-        self._payload_bytes += len(record.payload)
-        self.records += 1
 
     def flush(self) -> bytes:
         """A block of what has been gathered, or nothing."""
         if not self._gathered:
             return b""
         raw = b"\xdd" + len(self._gathered).to_bytes(4) + b"".join(self._gathered)  # msgpack's array 32
-        before = self.records - len(self._gathered)
-        self._spread.add(Place(self._offset, self._first, before))
         self._gathered, self._gathered_bytes = [], 0
         return self._made(_block(RECORDS, lz4.frame.compress(raw, store_size=False), len(raw)))
 
     def end(self) -> bytes:
         """The last bytes: what has been gathered, the index, and where it lies."""
-        last = self.flush()
-        return last + self.end_at(self._offset)
-
-    def end_at(self, offset: int) -> bytes:
-        """The index, and where it lies: at that offset."""
-        body = msgspec.msgpack.encode(self.index())
-        return self._made(_block(INDEX, body, len(body)) + _block(END, _OFFSET.pack(offset), _OFFSET.size))
-
-    def index(self) -> Index:
-        """What the index says now."""
-        return Index(
-            places=tuple(self._spread.places),
-            records=self.records,
-            payload_bytes=self._payload_bytes,
-            first_mono_ns=self._times[0],
-            last_mono_ns=self._times[1],
-            lost=self.lost,
-        )
+        return self.flush() + self._made(index_blocks(self.survey.index(), self._offset))
 
     def _made(self, made: bytes) -> bytes:
         self._offset += len(made)
         return made
+
+
+def survey_of(header: Header) -> Survey:
+    """Makes the index of a tape with that header."""
+    try:
+        return Survey(f"{Topics(header.fleet, header.prefix).root}round")
+    except UsageError:
+        return Survey()  # of no fleet, or of what is no name of one
+
+
+def index_blocks(index: Index, offset: int) -> bytes:
+    """The index, and behind it where it lies: at that offset."""
+    body = msgspec.msgpack.encode(index)
+    return _block(INDEX, body, len(body)) + _block(END, _OFFSET.pack(offset), _OFFSET.size)
 
 
 def index_offset(end: bytes) -> int | None:

@@ -11,7 +11,7 @@ from iotsplit.chunks import Assembler, Head
 from iotsplit.errors import MalformedMessageError, PeerError
 from iotsplit.mailbox import MAX_MESSAGE_BYTES, MAX_OPEN_BYTES
 from iotsplit.plan import Tier
-from iotsplit.states import MAX_AGENTS, Assignment, Birth, Round, decode_state
+from iotsplit.states import EPOCHS_APART, MAX_AGENTS, Assignment, Birth, Round, decode_state
 from iotsplit.tape.format import Header, Record
 from iotsplit.topics import Topics
 
@@ -94,6 +94,9 @@ class Listener:
         self._assembler = Assembler(max_message_bytes=MAX_MESSAGE_BYTES, max_open_bytes=MAX_OPEN_BYTES)
         self._edges: OrderedDict[tuple[str, int], str] = OrderedDict()  # by device and epoch
         self._rounds: OrderedDict[str, int] = OrderedDict()  # by session
+        self._turns: OrderedDict[tuple[str, int], Assignment] = (
+            OrderedDict()
+        )  # by device and name's first number
         self.cloud = ""
         """Id of the fleet's cloud, once it is known."""
         self.round = 0
@@ -118,7 +121,7 @@ class Listener:
 
     def learn(self, other: "Listener") -> None:
         """Know who serves whom as another listener of the same fleet does."""
-        self._edges, self.cloud = other._edges, other.cloud  # noqa: SLF001 - of its own kind
+        self._edges, self._turns, self.cloud = other._edges, other._turns, other.cloud  # noqa: SLF001 - of its kind
 
     def edge_of(self, device: str, epoch: int) -> str:
         """The edge of a device's assignment; empty if it was not heard."""
@@ -162,8 +165,8 @@ class Listener:
             case "assign", _:
                 sender = self._assignment(record.payload)
             case "checkpoint", (device, name, _):
-                session, epoch = _name(name)
-                sender = self.edge_of(device, epoch)
+                sender, session = self._keeper(device, name)
+                sender = sender if record.payload else ""  # whoever has the device now clears it
             case "round", _:
                 sender = self.cloud
                 self.round = decode_state(record.payload, Round).round if record.payload else self.round
@@ -186,16 +189,16 @@ class Listener:
             self._edges[assignment.device, assignment.epoch] = assignment.edge
             self.cloud = assignment.cloud or self.cloud
             self._rounds[assignment.session] = assignment.round
-        if len(self._rounds) > MAX_AGENTS:
-            self._rounds.popitem(last=False)
-        if len(self._edges) > MAX_AGENTS:
-            self._edges.popitem(last=False)
+            self._turns[assignment.device, assignment.epoch % EPOCHS_APART] = assignment
+        for held in (self._rounds, self._edges, self._turns):
+            if len(held) > MAX_AGENTS:
+                held.popitem(last=False)
         return self.cloud
 
-
-def _name(name: str) -> tuple[str, int]:
-    """Session and epoch in the name of a checkpoint."""
-    session, epoch, _ = name.rsplit(".", 2) if name.count(".") > 1 else (name, "", "")
-    if not epoch.isdecimal():
-        raise MalformedMessageError(f"checkpoint {name}")
-    return session, int(epoch)
+    def _keeper(self, device: str, name: str) -> tuple[str, str]:
+        """Edge and session of a device's checkpoint; empty if its assignment was not heard."""
+        turn = name.partition(".")[0]
+        if not turn.isdecimal():
+            raise MalformedMessageError(f"checkpoint {name}")
+        assignment = self._turns.get((device, int(turn)))
+        return (assignment.edge, assignment.session) if assignment is not None else ("", "")

@@ -130,7 +130,7 @@ class Recorder:
         finally:
             self._link.close()
         self._tally.seconds = clock.now() - began
-        self._writer.encoder.lost = self._tally.lost = self._lost
+        self._writer.encoder.survey.lost = self._tally.lost = self._lost
         return self._tally
 
     def _loop(self, began: float, limits: Limits) -> None:

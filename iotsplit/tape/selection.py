@@ -1,5 +1,6 @@
 """Which records of a tape are meant: by topic, session, round, kind and time. Pure."""
 
+import bisect
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from iotsplit.errors import UsageError
 from iotsplit.runtime.memory import matches
 from iotsplit.tape.format import Record
 from iotsplit.tape.letters import Letter, Listener
+from iotsplit.tape.places import MAX_PLACES, Index, Place
 
 _MOMENT = re.compile(r"(?:(\d+):)?(\d+):(\d+(?:\.\d+)?)|(\d+(?:\.\d+)?)\s*(ms|s|m|h)?")
 _UNITS = {None: 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -127,6 +129,46 @@ class Window:
 
 def _reached(moment: Moment, at: float, round_: int) -> bool:
     return round_ >= moment.round if moment.round is not None else at >= moment.seconds
+
+
+def place_before(index: Index, start: Moment, end: Moment | None, *, origin_ns: int) -> Place | None:
+    """Where to begin to read so that nothing that lies between two moments is missed, by a tape's index.
+
+    Args:
+        index: of the tape.
+        start: the first moment.
+        end: the first moment that is not meant any more, or None for the end.
+        origin_ns: monotonic time that seconds count from.
+
+    Returns:
+        The last block that will do, or None if the tape has to be read from its beginning.
+    """
+    by_round = [moment for moment in (start, end) if moment is not None and moment.round is not None]
+    if not index.ordered or (by_round and not index.rounds):
+        return None
+    if start.round is not None:
+        return _round_place(index, start.round)
+    before = bisect.bisect_left(
+        index.places, start.seconds, key=lambda place: (place.mono_ns - origin_ns) / 1e9
+    )
+    found = index.places[before - 1] if before else None
+    # A round that was over before that block would not be heard of from there.
+    if found is None or (end is not None and end.round is not None and _is_past(index, end.round, found)):
+        return None
+    return found
+
+
+def _round_place(index: Index, round_: int) -> Place | None:
+    if round_ <= 0:
+        return None
+    return next((each.place for each in index.rounds if each.round >= round_), index.rounds[-1].place)
+
+
+def _is_past(index: Index, round_: int, place: Place) -> bool:
+    if round_ > index.rounds[-1].round:
+        return len(index.rounds) >= MAX_PLACES  # it may be one of those that the index does not name
+    found = _round_place(index, round_)
+    return found is None or found.offset < place.offset
 
 
 def within(records: Iterable[Record], window: Window) -> Iterator[Record]:

@@ -39,7 +39,7 @@ class MemoryFleet:
     """Agents on a bus in memory; everything that is said is kept, and can be written to a tape.
 
     Args:
-        model: directory of the model, with its tokenizer.
+        model: directory or name of the model.
         devices: data of each device, by id.
         disk: a directory for what agents keep.
         edges: ids of the edges.
@@ -51,7 +51,7 @@ class MemoryFleet:
 
     def __init__(  # noqa: PLR0913 - a fleet has so many sides
         self,
-        model: Path,
+        model: Path | str,
         devices: Mapping[str, Path | str],
         disk: Path,
         *,
@@ -227,6 +227,7 @@ class MemoryFleet:
         return sink
 
     def _fingerprint(self) -> str:
-        from iotsplit.tensors.models import describe  # noqa: PLC0415 - needs torch
+        from iotsplit.runtime.serve import cache_directory  # noqa: PLC0415 - as below
+        from iotsplit.tensors.models import describe, resolve  # noqa: PLC0415 - needs torch
 
-        return describe(self._model).fingerprint
+        return describe(resolve(str(self._model), cache_directory())).fingerprint

@@ -2,8 +2,8 @@
 
 import io
 import json
+import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,9 +11,11 @@ import msgspec
 import pytest
 
 from iotsplit.cli import main
+from iotsplit.fleet.replay import Source
 from iotsplit.tape import files
 from iotsplit.tape.files import TapeWriter
 from iotsplit.tape.format import Encoder, Header, Record
+from iotsplit.tape.selection import Selection
 
 GOLDEN = Path(__file__).parents[1] / "tapes"
 QUIET = GOLDEN / "quiet.tape"
@@ -66,6 +68,39 @@ CASES: list[tuple[str, int, str, str]] = [
     ("tape export {quiet} {tmp}/x.csv --kind=mqtt-recorder", 2, "is not text", "--base64"),
     ("tape export {quiet} {tmp}/no.tape", 2, "{tmp}/no.tape exists already", "another name"),
     ("tape index {quiet}", 2, "has an index already", "nothing"),
+    ("tape cut {quiet} {tmp}/x.tape --topic=none/#", 2, "nothing is chosen", "inspect"),
+    ("replay {tmp}/silent.tape --against=edge", 2, "the tape holds no messages", "record again"),
+    (f"replay {{tmp}}/silent.tape {NOBODY}", 2, "{tmp}/silent.tape holds no messages", "record again"),
+    (
+        f"replay {{quiet}} --fleet=x {NOBODY}",
+        2,
+        "on iotsplit/memory, not on iotsplit/x",
+        "s|^iotsplit/memory/|",
+    ),
+    (f"replay {{quiet}} --topic-prefix=p/ {NOBODY}", 2, "not on p/iotsplit/default", "|p/iotsplit/default/|"),
+    (f"replay {{quiet}} --fleet=x --map-topic=s/memory/x/ {NOBODY}", 3, "nobody listens at", "broker"),
+]
+
+# Every command that reads a tape, for what is none.
+READING = (
+    "inspect {tape}",
+    f"replay {{tape}} {NOBODY}",
+    "replay {tape} --against=edge",
+    "tape cut {tape} {tmp}/x.tape",
+    "tape diff {quiet} {tape}",
+    "tape merge {tmp}/x.tape {quiet} {tape}",
+    "tape export {tape} {tmp}/x.txt",
+    "tape index {tape}",
+)
+UNFIT = (
+    ("later", 6, "is a tape of format 2", "the version of iotsplit"),
+    ("empty", 2, "is empty", "record again"),
+    ("no", 2, "is no tape", "iotsplit record"),
+)
+CASES += [
+    (command.replace("{tape}", f"{{tmp}}/{name}.tape"), code, f"{{tmp}}/{name}.tape {what}", fix)
+    for command in READING
+    for name, code, what, fix in UNFIT
 ]
 
 
@@ -119,6 +154,78 @@ def test_a_damaged_tape_is_read_around_the_damage(place: Path, capsys: pytest.Ca
     assert "messages" in told.out
 
 
+@pytest.fixture
+def damaged(place: Path) -> Path:
+    """A tape of several blocks; one in its middle is not what was written."""
+    tape = place / "damaged.tape"
+    with TapeWriter(tape, files.header(QUIET)) as writer:
+        for number, record in enumerate(files.records(QUIET), 1):
+            writer.add(record)
+            if number % 40 == 0:
+                writer.flush()
+    index = files.index(tape)
+    assert index is not None
+    data = bytearray(tape.read_bytes())
+    at = index.places[2].offset
+    data[at + 50 : at + 60] = bytes(10)
+    tape.write_bytes(data)
+    return tape
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("inspect {damaged}", 0),
+        ("tape cut {damaged} {tmp}/x.tape", 0),
+        ("tape merge {tmp}/x.tape {damaged} {quiet}", 0),
+        ("tape export {damaged} {tmp}/x.txt", 0),
+        ("tape diff {quiet} {damaged}", 7),
+        ("replay {damaged} --against=edge --agent=nobody", 2),
+    ],
+)
+def test_damage_in_the_middle_is_passed_over_and_told(
+    words: str, code: int, damaged: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = damaged.read_bytes()
+    assert main(words.format(damaged=damaged, tmp=place, quiet=QUIET).split()) == code
+    told = capsys.readouterr().err.splitlines()
+    assert re.search(r"damaged\.tape: \d+ bytes at offset \d+ are damaged and were passed over", told[0])
+    assert len(told) == 1 + (code > 0)
+    assert damaged.read_bytes() == before
+    for part in place.glob("x.tape"):
+        assert len(list(files.records(part))) >= len(list(files.records(QUIET))) - 40
+
+
+def test_what_is_replayed_tells_of_damage_too(damaged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = Source(damaged, Selection(), None, None)
+    source.open()
+    assert len(list(source.records())) == len(list(files.records(QUIET))) - 40
+    assert "are damaged and were passed over" in capsys.readouterr().err
+
+
+def test_a_tape_without_its_header_can_still_be_used(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = bytearray(QUIET.read_bytes())
+    data[20] ^= 1
+    (place / "headless.tape").write_bytes(data)
+    words = ["tape", "cut", str(place / "headless.tape"), str(place / "x.tape"), "--from=round:1"]
+    assert main(words) == 0
+    assert "bytes at offset 8 are damaged" in capsys.readouterr().err
+    assert any(each.retain for each in files.records(place / "x.tape"))
+
+
+def test_a_tape_that_is_torn_before_its_first_message_is_told_to_be(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "torn.tape").write_bytes(QUIET.read_bytes()[:1000])
+    tape, made = str(place / "torn.tape"), str(place / "x.tape")
+    for words in (["inspect", tape], ["replay", tape, NOBODY], ["tape", "cut", tape, made]):
+        assert main(words) == 2
+        torn, error = capsys.readouterr().err.splitlines()
+        assert "are torn and left out" in torn
+        assert "holds no messages" in error or "nothing is chosen" in error
+    assert not (place / "x.tape").exists()
+
+
 def test_inspect_shows_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(GOLDEN / "fail-over.tape"), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
@@ -159,19 +266,6 @@ def test_inspect_extracts_tensors_and_draws(place: Path, capsys: pytest.CaptureF
     assert any(name.endswith("activation.device-edge.hidden.npy") for name in names)
     assert any(name.endswith("update.device-cloud.safetensors") for name in names)
     assert "<script" in (place / "page.html").read_text(encoding="utf-8")
-    capsys.readouterr()
-
-
-@pytest.mark.slow
-def test_a_browser_draws_every_bar(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    browser = shutil.which("chromium") or shutil.which("chromium-browser")
-    if browser is None:
-        pytest.skip("chromium is not installed")
-    page = place / "page.html"
-    assert main(["inspect", str(QUIET), f"--timeline={page}"]) == 0
-    words = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", page.as_uri()]
-    shown = subprocess.run(words, check=True, capture_output=True, text=True, timeout=120).stdout
-    assert f'data-drawn="{len(list(files.records(QUIET)))}"' in shown
     capsys.readouterr()
 
 

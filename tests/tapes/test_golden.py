@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import safetensors.torch
 import torch
 
 from iotsplit.cli import main
@@ -13,8 +14,10 @@ from iotsplit.plan import Tier
 from iotsplit.tape import files
 from iotsplit.tape.files import TapeWriter
 from iotsplit.tape.format import Record
+from iotsplit.tape.letters import Listener
 from iotsplit.tensors.trained import Trained
 from iotsplit.testing import MemoryFleet, Outcome, expect_same, memory_fleet, replay_tape
+from iotsplit.topics import Topics
 from iotsplit_edge.role import EdgeRole
 from tests.support import letters_model
 from tests.tapes import make
@@ -113,6 +116,28 @@ def test_a_cloud_that_averages_in_another_way_is_found_out(
     assert difference.what.startswith("adapter version 1 section")
 
 
+def test_an_edge_that_keeps_something_else_is_found_out(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Trained.checkpoint
+
+    def other(self: Trained) -> bytes:
+        kept = safetensors.torch.load(whole(self))
+        return safetensors.torch.save({name: value * 1.01 for name, value in kept.items()})
+
+    monkeypatch.setattr(Trained, "checkpoint", other)
+    difference = held(HERE / "quiet.tape", "edge", "edge-1", model, tolerance=TOLERANCE).difference
+    assert difference is not None
+    assert (difference.what, difference.step, difference.session) == ("checkpoint", 2, "run1-t1-a")
+
+
+@pytest.mark.parametrize("story", make.STORIES)
+def test_everything_on_a_golden_tape_is_understood(story: str) -> None:
+    tape = HERE / f"{story}.tape"
+    listener = Listener(Topics(files.header(tape).fleet))
+    letters = [letter for record in files.records(tape) if (letter := listener.take(record)) is not None]
+    assert listener.unreadable == 0
+    assert all(letter.sender for letter in letters if letter.first not in ("command", "probe") and letter.body)
+
+
 def test_an_agent_that_says_nothing_more_is_found_out(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EdgeRole, "tick", lambda *_: [])
     monkeypatch.setattr(EdgeRole, "handle", lambda *_: [])
@@ -194,3 +219,11 @@ def test_the_fixture_makes_fleets(memory_fleet: Any, model: Path, tmp_path: Path
     fleet.write(tmp_path / "run.tape")
     outcome = held(tmp_path / "run.tape", Tier.DEVICE, "a", model, data=data["a"])
     expect_same(outcome)
+
+
+def test_the_page_shows_a_test_that_passes(memory_fleet: Any, tmp_path: Path) -> None:
+    page = (HERE.parents[1] / "docs" / "replay.md").read_text(encoding="utf-8")
+    shown = page[page.index("# test_firmware.py") :].partition("```")[0]
+    names: dict[str, Any] = {"__file__": str(tmp_path / "test_firmware.py")}
+    exec(compile(shown, "docs/replay.md", "exec"), names)
+    names["test_the_other_edge_takes_over"](memory_fleet, tmp_path)

@@ -11,18 +11,15 @@ from iotsplit.errors import MismatchError, UsageError
 from iotsplit.tape import format as tape_format
 from iotsplit.tape.format import (
     END_BYTES,
-    MAX_PLACES,
     Damage,
     Decoder,
     Encoder,
     Header,
-    Index,
     Item,
-    Place,
     Record,
-    Spread,
     index_offset,
 )
+from iotsplit.tape.places import MAX_PLACES, Index, Place, Spread
 
 RECORDS = st.lists(
     st.builds(
