@@ -2,6 +2,12 @@
 
 import signal
 
+from hypothesis import settings
+
 # A shell starts what runs in the background with Ctrl-C switched off, and children inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A busy machine is no bug.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")

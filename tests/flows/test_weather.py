@@ -75,7 +75,6 @@ def test_every_way_of_training_weathers_a_storm(model: Path, changes: dict[str, 
 @examples(
     max_examples=30,
     phases=NO_SHRINKING,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_any_storm_ends_in_the_same_adapter(

@@ -5,7 +5,7 @@ from tempfile import TemporaryDirectory
 
 import msgspec
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from iotsplit.fleet.replay import Source
@@ -58,7 +58,6 @@ def ordered(blocks: list[list[Record]]) -> list[list[Record]]:
     return [[msgspec.structs.replace(record, mono_ns=next(times)) for record in block] for block in blocks]
 
 
-@settings(deadline=None)  # the disk may be slow
 @given(BLOCKS, st.booleans(), MOMENTS, st.none() | MOMENTS, st.sampled_from(["f", ""]))
 @example([[said(0, round_=3)], [said(5)], [said(6)]], True, Moment(5.5), Moment(round=2), "f")
 @example([[said(0)], [said(5, round_=1)], [said(5)], [said(6, round_=2)]], True, Moment(5.0), None, "f")
@@ -70,7 +69,6 @@ def test_with_an_index_the_same_is_found_as_without(
         assert chosen(tape, start, end) == chosen(without_index(tape), start, end)
 
 
-@settings(deadline=None)
 @given(BLOCKS)
 def test_an_index_that_is_made_again_is_the_same(blocks: list[list[Record]]) -> None:
     with TemporaryDirectory() as directory:

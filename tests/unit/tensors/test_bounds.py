@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch import nn
 
@@ -32,7 +31,6 @@ def _settings(steps: int, optimizer: Optimizer, learning_rate: float, bound: flo
     )
 
 
-@examples(deadline=None)
 @given(
     st.lists(st.lists(st.floats(-50, 50, width=32), min_size=2, max_size=2), min_size=1, max_size=20),
     st.sampled_from(Optimizer),
