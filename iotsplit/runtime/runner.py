@@ -247,7 +247,7 @@ class Runner:
                 fix="give each agent an --id of its own",
             )
             raise _NamesakeError(refusal)
-        if not birth.online:
+        if not birth.online and birth != self._agent.role.birth:
             self._say(self._agent.birth(renew=True))  # an earlier incarnation's last words
 
     def _say(self, packets: Sequence[Packet]) -> None:

@@ -31,9 +31,15 @@ MAX_CLIENT_ID = 23  # MQTT 3.1.1 section 3.1.3.1: what every broker must accept
 log = structlog.get_logger()
 
 
-def client_id(fleet: str, tier: Tier, agent: str) -> str:
-    """A client id that is readable where it fits into 23 characters, and unique where it does not."""
-    plain = f"{tier[0]}-{fleet}-{agent}"
+def client_id(fleet: str, what: str, agent: str) -> str:
+    """A client id that is readable where it fits into 23 characters, and unique where it does not.
+
+    Args:
+        fleet: name of the fleet.
+        what: the tier, or what else of the agent connects.
+        agent: its id.
+    """
+    plain = f"{what[0]}-{fleet}-{agent}"
     if len(plain) <= MAX_CLIENT_ID:
         return plain
     digest = hashlib.sha256(plain.encode()).hexdigest()[:6]
