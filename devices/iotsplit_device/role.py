@@ -70,7 +70,6 @@ class DeviceRole:
         problem = gathering.hindrance() if gathering is not None else ""
         self.birth = msgspec.structs.replace(birth, online=False, problem=problem) if problem else birth
         self._looks_at = 0.0
-        self._put_off: Assignment | None = None  # came before the device could join
         self._load = load
         self._saved = list(saved)
         self._turns = Turns(lambda: self.birth.incarnation)
@@ -90,8 +89,8 @@ class DeviceRole:
     def handle(self, message: Message, now: float) -> list[Output]:
         """Take an assignment, a piece of the adapter, or a frame of the session."""
         match message:
-            case Assignment(device=self.agent) if not self.birth.online:
-                self._put_off = message
+            case Assignment() if not self.birth.online:
+                return []  # left from before; the cloud reminds those who come back to a session
             case Assignment(device=self.agent):
                 return self._assign(message, now)
             case AdapterHead() | AdapterChunk():
@@ -103,7 +102,8 @@ class DeviceRole:
     def tick(self, now: float) -> list[Output]:
         """Send the next micro-batch, or ask for what is late."""
         if not self.birth.online:
-            return self._look(now)
+            self._look(now)
+            return []
         self._again.tick(now)
         if self._session is None:
             return []
@@ -128,13 +128,11 @@ class DeviceRole:
             self._session.awaited.hurry(now)
         return []
 
-    def _look(self, now: float) -> list[Output]:
+    def _look(self, now: float) -> None:
         """Join if there is enough to learn from now, else say what is missing."""
         self._looks_at = now + LOOK_EVERY_S
         problem = self._gathering.hindrance() if self._gathering is not None else ""
         self.birth = msgspec.structs.replace(self.birth, online=not problem, problem=problem)
-        assignment, self._put_off = (None, self._put_off) if problem else (self._put_off, None)
-        return [] if assignment is None else self._assign(assignment, now)
 
     def _assign(self, assignment: Assignment, now: float) -> list[Output]:
         earlier = self._assignment

@@ -128,6 +128,7 @@ def test_texts_that_look_alike_are_the_same() -> None:
 texts = st.lists(st.text(min_size=1), min_size=2, max_size=30, unique=True)
 
 
+@pytest.mark.slow
 @given(texts, st.integers(1, 10))
 def test_there_is_always_something_to_learn_and_something_to_score(found: list[str], limit: int) -> None:
     dealt = deal(found, eval_limit=limit)
@@ -139,6 +140,7 @@ def test_there_is_always_something_to_learn_and_something_to_score(found: list[s
     assert [each for each in found if each in learnt] == learnt
 
 
+@pytest.mark.slow
 @given(texts, st.integers(1, 4))
 def test_what_is_scored_was_never_learnt_however_many_come(found: list[str], limit: int) -> None:
     assume(any(digest(text)[0] > 25 for text in found[:2]))  # else one has to be learnt all the same

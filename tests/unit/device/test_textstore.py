@@ -54,6 +54,7 @@ def test_the_oldest_make_room(tmp_path: Path) -> None:
 batches = st.lists(st.tuples(st.lists(st.text(max_size=40), max_size=8), st.floats(0, 3 * DAY_S)), max_size=8)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(batches, st.integers(200, 2000))
 def test_it_is_bounded_and_without_repetition(
@@ -69,6 +70,7 @@ def test_it_is_bounded_and_without_repetition(
             assert set(kept) <= {text for texts, _ in batches for text in texts}
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)  # disks are copied
 @given(st.lists(st.sampled_from("abcdefgh"), max_size=5), st.lists(st.sampled_from("abcdefgh"), min_size=1))
 def test_a_cut_between_any_two_writes_leaves_all_of_an_addition_or_nothing(
