@@ -16,6 +16,7 @@ from iotsplit.errors import UsageError
 from iotsplit.options import AgentOptions, parse
 from iotsplit.plan import Tier, cut_model
 from iotsplit.runtime import serve
+from iotsplit.runtime.address import address_of
 from iotsplit.runtime.mqtt import MqttLink
 from iotsplit.runtime.processes import trim_memory
 from iotsplit.runtime.runner import new_birth
@@ -97,7 +98,7 @@ def make_tap(options: DeviceOptions, state: Path) -> Tap:
         UsageError: its filters or its store cannot be used.
         RunFailedError: the state directory cannot be written.
     """
-    link = MqttLink(serve.address_of(options), serve.client_id(options.fleet, "tap", options.id))
+    link = MqttLink(address_of(options), serve.client_id(options.fleet, "tap", options.id))
     topics = Topics(options.fleet, options.topic_prefix)
     return options.tapping.make(link, state, topics, eval_limit=options.eval_limit, waits=not options.data)
 

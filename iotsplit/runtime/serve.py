@@ -13,6 +13,7 @@ import structlog
 
 from iotsplit.agent import Agent, Sink, nowhere
 from iotsplit.errors import UsageError
+from iotsplit.home_assistant import discovery
 from iotsplit.mailbox import Mailbox
 from iotsplit.options import AgentOptions
 from iotsplit.plan import Tier
@@ -98,7 +99,14 @@ def serve(
         wall=clock.wall,
     )
     link = MqttLink(address_of(options), client_id(options.fleet, role.tier, role.agent))
-    runner = Runner(agent, link, largest_bytes=options.largest_bytes, most_filters=options.limits.subscriptions)
+    beacons = [discovery(options.home_assistant, topics, role.birth)] if options.home_assistant else []
+    runner = Runner(
+        agent,
+        link,
+        largest_bytes=options.largest_bytes,
+        most_filters=options.limits.subscriptions,
+        beacons=beacons,
+    )
     interrupted = False
 
     def on_signal(number: int, frame: FrameType | None) -> None:
