@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from iotsplit.datasets.records import read
 from iotsplit.packet import Packet
 from iotsplit.plan import Tier
 from iotsplit.runtime.link import Deliver
 from iotsplit.settings import TrainingSettings
+from iotsplit.tensors.models import describe
 from iotsplit_device.command import Corpus, Tokenizers, make_loader
 from iotsplit_device.role import DeviceRole
 from iotsplit_device.tap import Tap
@@ -153,3 +155,8 @@ def test_a_device_with_too_little_says_so_and_joins_when_it_has_enough(
     fleet.tap.close()
     assert fleet.report.ledger["applied"] == 20
     assert fleet.agents["a"].role.birth.problem == ""
+    # Whoever replays the device gives it the snapshot as a file.
+    records = read(tmp_path / "a" / "tap" / "snapshot.jsonl")
+    corpus = Corpus(records=records, tokenizers=Tokenizers(model), eval_limit=2)
+    work = make_loader(model, describe(model), corpus, device="a")(wanted)
+    assert work.batches.fingerprint() == fleet.fingerprint()
