@@ -155,6 +155,7 @@ class Tap:
 
     def _records(self) -> Sequence[Record]:
         with self._storing:
+            self._store.add((), clock.wall())  # lets go of what has become too old since the last message
             texts = self._store.texts()
         if len(texts) < self._terms.least:
             return self._snapshot.records()  # there are files to learn from, or somebody has emptied the store

@@ -11,7 +11,7 @@ import structlog
 from iotsplit.datasets.records import Record, read
 from iotsplit.errors import RunFailedError, UsageError
 from iotsplit.packet import Packet
-from iotsplit.runtime import files
+from iotsplit.runtime import clock, files
 from iotsplit.runtime.link import Deliver, LinkChange
 from iotsplit.states import Assignment
 from iotsplit.topics import Topics
@@ -123,6 +123,17 @@ def test_the_same_round_of_another_version_is_another_round(open_tap: Open) -> N
     tap.take(said(4))
     tap.settle(session(1, adapter="y"))
     assert texts(tap.records()) == notes(1, 2, 3, 4)
+
+
+def test_a_round_does_not_learn_from_what_has_become_too_old(
+    open_tap: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tap = open_tap(tap_keep="1d")
+    tap.take(said(1, 2, 3, 4))
+    later = clock.wall() + 2 * 86400
+    monkeypatch.setattr(clock, "wall", lambda: later)
+    tap.settle(session(1))
+    assert texts(tap.records()) == notes(2, 3, 4)
 
 
 def test_a_snapshot_can_be_read_as_a_file_of_data(open_tap: Open, tmp_path: Path) -> None:
