@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import structlog
 
 from iotsplit.datasets.records import Record
-from iotsplit.errors import RunFailedError
+from iotsplit.errors import UserError
 from iotsplit.packet import Packet
 from iotsplit.runtime import clock
 from iotsplit.runtime.link import Link, LinkChange
@@ -113,8 +113,8 @@ class Tap:
         try:
             with self._storing:
                 new = self._store.add(texts, clock.wall())
-        except RunFailedError as error:
-            # A full disk must not end the agent: it goes on with what it has.
+        except UserError as error:
+            # What ails the disk must not end the agent between rounds: it goes on with what it has.
             self._count("unwritten", packets[0].topic, str(error), by=len(texts))
             return
         self.counts["new"] += new

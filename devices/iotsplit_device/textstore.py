@@ -4,6 +4,7 @@ import contextlib
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from iotsplit.errors import RunFailedError, UsageError
 from iotsplit_device.texts import digest
@@ -57,18 +58,20 @@ class TextStore:
             raise self._refused(str(error)) from None
 
     def __len__(self) -> int:
-        count: int = self._connection.execute("SELECT COUNT(*) FROM texts").fetchone()[0]
-        return count
+        return int(self._read("SELECT COUNT(*) FROM texts")[0])
 
     @property
     def size_bytes(self) -> int:
         """Bytes of all texts and their rows."""
-        size: int = self._connection.execute("SELECT COALESCE(SUM(size), 0) FROM texts").fetchone()[0]
-        return size
+        return int(self._read("SELECT COALESCE(SUM(size), 0) FROM texts")[0])
 
     def texts(self) -> list[str]:
-        """All texts, the oldest first."""
-        return [row[0] for row in self._connection.execute("SELECT text FROM texts ORDER BY id")]
+        """All texts, the oldest first.
+
+        Raises:
+            UsageError: the file is damaged.
+        """
+        return self._read("SELECT text FROM texts ORDER BY id")
 
     def add(self, texts: Sequence[str], now: float) -> int:
         """Take texts, all or none, and let go what is too old or too much.
@@ -82,6 +85,7 @@ class TextStore:
 
         Raises:
             RunFailedError: the disk is full or cannot be written.
+            UsageError: the file is damaged.
         """
         rows = []
         for text in texts:
@@ -110,6 +114,13 @@ class TextStore:
             oldest, size = run.execute("SELECT id, size FROM texts ORDER BY id LIMIT 1").fetchone()
             run.execute("DELETE FROM texts WHERE id = ?", (oldest,))
             over -= size
+
+    def _read(self, query: str) -> list[Any]:
+        """The first column."""
+        try:
+            return [row[0] for row in self._connection.execute(query)]
+        except sqlite3.Error as error:
+            raise self._refused(str(error)) from None
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Cursor]:

@@ -121,6 +121,20 @@ def test_what_is_no_store_is_refused_with_the_way_out(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
+def test_a_store_that_is_damaged_within_is_refused_too(tmp_path: Path) -> None:
+    with contextlib.closing(opened(tmp_path, max_bytes=1_000_000)) as store:
+        store.add([f"text {number} " * 50 for number in range(100)], 0.0)
+    file = tmp_path / "tap" / "texts.sqlite"
+    content = bytearray(file.read_bytes())
+    content[3 * 4096 :] = b"\xff" * (len(content) - 3 * 4096)
+    file.write_bytes(content)
+    with (
+        contextlib.closing(opened(tmp_path)) as store,
+        pytest.raises(UsageError, match=r"malformed; remove it \(texts are gathered anew\)"),
+    ):
+        store.texts()
+
+
 def test_a_store_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened(tmp_path).close()
     monkeypatch.setattr("iotsplit_device.textstore.FORMAT", 2)
