@@ -75,7 +75,7 @@ class Agent:
     @property
     def last_will(self) -> Packet:
         """What the broker says when the agent is gone."""
-        birth = msgspec.structs.replace(self.role.birth, online=False)
+        birth = msgspec.structs.replace(self.role.birth, online=False, problem="")
         return self._mailbox.outgoing(birth)[0]
 
     @property

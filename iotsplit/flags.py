@@ -20,13 +20,18 @@ SHORT_FLAGS = {"verbose": "-v", "output": "-o"}
 
 @dataclass(frozen=True, kw_only=True)
 class Leaf:
-    """One option: a field that is not itself a dataclass."""
+    """One option: a field that is not itself a dataclass.
+
+    Args:
+        bare: what the flag means when nothing follows it; empty if something must.
+    """
 
     name: str
     kind: Any
     default: Any
     help: str
     group: str
+    bare: str = ""
 
     @property
     def flag(self) -> str:
@@ -70,6 +75,7 @@ def leaves_of(spec: Any, defaults: Any = None) -> Iterator[Leaf]:
             default=default_of(field) if defaults is None else getattr(defaults, field.name),
             help=helps.get(field.name, ""),
             group=_first_line(_owner(spec, field.name)),
+            bare=field.metadata.get("bare", ""),
         )
 
 
@@ -237,8 +243,10 @@ class Reader:
     """
 
     def __init__(self, leaves: Iterable[Leaf], *, about: str, name: str, places: Sequence[str] = ()) -> None:
+        leaves = list(leaves)
         self._app = _app(leaves, about, name, places)
         self._name = name
+        self._bare = {leaf.flag: leaf.bare for leaf in leaves if leaf.bare}
 
     def print_help(self, examples: Sequence[str]) -> None:
         """Print examples, usage and options, in this order."""
@@ -250,7 +258,7 @@ class Reader:
     def read(self, words: Sequence[str], *, where: str) -> dict[str, Any]:
         """Values of the options in ``words``; ``where`` says where they stood, for errors."""
         try:
-            _, bound, _ = self._app.parse_args(list(words), print_error=False, exit_on_error=False)
+            _, bound, _ = self._app.parse_args(self._completed(words), print_error=False, exit_on_error=False)
         except cyclopts.UnusedCliTokensError as error:
             extra = " ".join(error.unused_tokens or ())
             raise UsageError(f"unexpected {extra!r}{where}", fix=f"see {self._name} --help") from None
@@ -258,6 +266,14 @@ class Reader:
             told = " ".join(str(error).split()).rstrip(".")
             raise UsageError(f"{told}{where}", fix=f"see {self._name} --help") from None
         return dict(bound.arguments)
+
+    def _completed(self, words: Sequence[str]) -> list[str]:
+        """The words, with a value for each flag that may stand alone and does."""
+        following = [*words[1:], "-"]
+        return [
+            f"{word}={self._bare[word]}" if word in self._bare and after.startswith("-") else word
+            for word, after in zip(words, following, strict=False)
+        ]
 
     def convert(self, leaf: Leaf, text: str, *, where: str) -> Any:
         """One option's value from text that did not stand on the command line."""

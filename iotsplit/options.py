@@ -7,12 +7,13 @@ import os
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from iotsplit.errors import UsageError
 from iotsplit.flags import Leaf, Reader, about, leaves_of, nested_default, suggest
+from iotsplit.home_assistant import PREFIX, check_prefix
 from iotsplit.limits import BrokerLimits, limits_of
 from iotsplit.settings import at_least
 from iotsplit.topics import Topics
@@ -115,6 +116,7 @@ class AgentOptions(BrokerOptions, CommonOptions):
         gradient_checkpointing: Compute layers again for the backward pass: same bits, less memory, slower.
         state_dir: Directory for what this agent must not forget.
         log_level: debug, info, warning or error.
+        home_assistant: Appear in Home Assistant on this broker; its discovery prefix may follow.
     """
 
     id: str = ""
@@ -124,6 +126,7 @@ class AgentOptions(BrokerOptions, CommonOptions):
     gradient_checkpointing: bool = False
     state_dir: Path | None = None
     log_level: str = "info"
+    home_assistant: str = field(default="", metadata={"bare": PREFIX})
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the setting.
@@ -134,6 +137,8 @@ class AgentOptions(BrokerOptions, CommonOptions):
         super().__post_init__()
         at_least("threads", self.threads, 1)
         self.limits.chunk_bytes(self.chunk_bytes)
+        if self.home_assistant:
+            check_prefix(self.home_assistant)
 
     @property
     def largest_bytes(self) -> int:
@@ -244,9 +249,9 @@ def _refuse_missing(given: Mapping[str, Any], leaves: Iterable[Leaf], name: str,
 def _build(spec: type[SpecT], given: Mapping[str, Any], start: Any = None) -> SpecT:
     kinds = typing.get_type_hints(spec)
     values: dict[str, Any] = {}
-    for field in fields(typing.cast("type[_Spec]", spec)):
-        if is_dataclass(kinds[field.name]):
-            values[field.name] = _build(kinds[field.name], given, start=nested_default(field))
-        elif field.name in given:
-            values[field.name] = given[field.name]
+    for each in fields(typing.cast("type[_Spec]", spec)):
+        if is_dataclass(kinds[each.name]):
+            values[each.name] = _build(kinds[each.name], given, start=nested_default(each))
+        elif each.name in given:
+            values[each.name] = given[each.name]
     return spec(**values) if start is None else replace(start, **values)

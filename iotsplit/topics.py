@@ -66,6 +66,22 @@ def check_agent_id(agent: str) -> str:
     return agent
 
 
+def check_filter(pattern: str) -> str:
+    """Return a topic filter if it is one.
+
+    Raises:
+        UsageError: a wildcard is not a whole word, or not the last.
+    """
+    words = pattern.split("/")
+    wrong = [word for word in words if ("+" in word or "#" in word) and word not in {"+", "#"}]
+    if not pattern or wrong or "#" in words[:-1] or "\0" in pattern:
+        raise UsageError(
+            f"topic filter {pattern!r} is not one",
+            fix="+ stands for a whole word, # for all that follow at the end",
+        )
+    return pattern
+
+
 @dataclass(frozen=True, slots=True)
 class Topics:
     """The topics of one fleet.

@@ -1,8 +1,10 @@
 """``iotsplit device``: the agent beside the data."""
 
+import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,6 +16,8 @@ from iotsplit.errors import UsageError
 from iotsplit.options import AgentOptions, parse
 from iotsplit.plan import Tier, cut_model
 from iotsplit.runtime import serve
+from iotsplit.runtime.address import address_of
+from iotsplit.runtime.mqtt import MqttLink
 from iotsplit.runtime.processes import trim_memory
 from iotsplit.runtime.runner import new_birth
 from iotsplit.settings import TrainingSettings
@@ -21,15 +25,18 @@ from iotsplit.tensors import adapters
 from iotsplit.tensors.models import ModelInfo, describe, resolve
 from iotsplit.tensors.parts import load_part
 from iotsplit.tensors.recompute import recompute
-from iotsplit.topics import check_agent_id
+from iotsplit.topics import Topics, check_agent_id
 from iotsplit_device.batches import Batches
 from iotsplit_device.role import DeviceRole
 from iotsplit_device.store import DeviceStore
-from iotsplit_device.tokens import tokenize
+from iotsplit_device.tap import Tap
+from iotsplit_device.tap_options import TapOptions
+from iotsplit_device.tokens import Tokens, tokenize
 from iotsplit_device.work import DeviceWork
 
 EXAMPLES = (
     "iotsplit device --id press --broker mqtt://broker.local:1883 --data notes.jsonl",
+    "iotsplit device --id press --broker mqtt://broker.local:1883 --tap 'factory/+/log' --tap-field text",
     "iotsplit device --config device.toml",
 )
 
@@ -49,6 +56,7 @@ class DeviceOptions(AgentOptions):
     data: str = ""
     columns: tuple[str, ...] = ()
     eval_limit: int = 24
+    tapping: TapOptions = field(default_factory=TapOptions)
 
 
 def main(words: Sequence[str]) -> int:
@@ -59,7 +67,10 @@ def main(words: Sequence[str]) -> int:
     agent = check_agent_id(options.id or "device")
     directory = resolve(options.model, serve.cache_directory())
     info = describe(directory)
-    records = read_records(options, agent)
+    options = dataclasses.replace(options, id=agent)
+    state = serve.state_directory(options)
+    tap = make_tap(options, state) if options.tapping.tap else None
+    records = read_records(options, agent) if options.data or tap is None else []
     birth = new_birth(
         agent,
         Tier.DEVICE,
@@ -67,14 +78,29 @@ def main(words: Sequence[str]) -> int:
         part="all" if info.part is None else str(info.part),
         threads=options.threads,
     )
-    corpus = Corpus(records=records, tokenizers=Tokenizers(directory), eval_limit=options.eval_limit)
+    corpus = Corpus(records=records, tokenizers=Tokenizers(directory), eval_limit=options.eval_limit, tap=tap)
     loader = make_loader(
         directory, info, corpus, device=agent, gradient_checkpointing=options.gradient_checkpointing
     )
-    options = dataclasses.replace(options, id=agent)
-    store = DeviceStore(serve.state_directory(options) / "checkpoints", model=info.fingerprint)
-    role = DeviceRole(birth=birth, load=loader, saved=store.load())
-    return serve.serve(role, options, sink=store.take)
+    store = DeviceStore(state / "checkpoints", model=info.fingerprint)
+    role = DeviceRole(birth=birth, load=loader, saved=store.load(), gathering=tap)
+    if tap is None:
+        return serve.serve(role, options, sink=store.take)
+    with contextlib.closing(tap):
+        tap.open()
+        return serve.serve(role, options, sink=store.take)
+
+
+def make_tap(options: DeviceOptions, state: Path) -> Tap:
+    """What gathers texts from the device's broker.
+
+    Raises:
+        UsageError: its filters or its store cannot be used.
+        RunFailedError: the state directory cannot be written.
+    """
+    link = MqttLink(address_of(options), serve.client_id(options.fleet, "tap", options.id))
+    topics = Topics(options.fleet, options.topic_prefix)
+    return options.tapping.make(link, state, topics, eval_limit=options.eval_limit, waits=not options.data)
 
 
 def read_records(options: DeviceOptions, agent: str) -> list[Record]:
@@ -84,7 +110,9 @@ def read_records(options: DeviceOptions, agent: str) -> list[Record]:
         UsageError: there is none, or it cannot be read.
     """
     if not options.data:
-        raise UsageError("a device needs data", fix="name a file or folder with --data")
+        raise UsageError(
+            "a device needs data", fix="name a file or folder with --data, or topics to learn from with --tap"
+        )
     if Path(options.data).exists():
         return read(Path(options.data), columns=options.columns)
     shares = partition.load(options.data)
@@ -104,11 +132,45 @@ class Corpus:
         records: its data.
         tokenizers: of the model.
         eval_limit: most held-out sequences.
+        tap: gathers more of it.
     """
 
     records: Sequence[Record]
     tokenizers: "Tokenizers"
     eval_limit: int
+    tap: Tap | None = None
+
+    @property
+    def digest(self) -> str:
+        """Changes when the data does."""
+        return self.tap.digest if self.tap is not None else ""
+
+    def tokenized(self, settings: TrainingSettings) -> tuple[list[Tokens], list[Tokens]]:
+        """Sequences to train on, and those that are held out.
+
+        Raises:
+            UsageError: there are too few, or none can be held out.
+        """
+        gathered = self.tap.records() if self.tap is not None else []
+        tokenizer = self.tokenizers.take()
+        train: list[Tokens] = []
+        held_out: list[Tokens] = []
+        for records in filter(None, (self.records, gathered)):
+            learnt, scored = tokenize(
+                records,
+                tokenizer,
+                sequence_length=settings.sequence_length,
+                batch_size=settings.batch_size if records is self.records else 1,
+                seed=settings.seed,
+                eval_limit=self.eval_limit,
+            )
+            train += learnt
+            held_out += scored
+        apart = set(held_out)
+        train = [tokens for tokens in train if tokens not in apart]
+        # What has been gathered so far may not fill a batch: then some of it is in there twice.
+        short = max(0, settings.batch_size - len(train))
+        return [*train, *itertools.islice(itertools.cycle(train), short)], held_out
 
 
 class Tokenizers:
@@ -156,8 +218,10 @@ def make_loader(
 ) -> Callable[[TrainingSettings], DeviceWork]:
     """What makes a device's part and data ready; it keeps what it made for the settings last seen."""
     made: dict[TrainingSettings, DeviceWork] = {}
+    digest = ""  # of the data that is in it
 
     def load(settings: TrainingSettings) -> DeviceWork:
+        nonlocal digest
         if settings not in made:
             made.clear()
             batches = _batches(settings)
@@ -168,17 +232,14 @@ def make_loader(
             if gradient_checkpointing:
                 recompute(part.layers)
             made[settings] = DeviceWork(part, batches, settings)
+        elif digest != corpus.digest:
+            made[settings].batches = _batches(settings)
+            trim_memory()
+        digest = corpus.digest
         return made[settings]
 
     def _batches(settings: TrainingSettings) -> Batches:
-        train, held_out = tokenize(
-            corpus.records,
-            corpus.tokenizers.take(),
-            sequence_length=settings.sequence_length,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-            eval_limit=corpus.eval_limit,
-        )
+        train, held_out = corpus.tokenized(settings)
         return Batches(
             train,
             held_out,

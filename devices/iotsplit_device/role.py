@@ -1,6 +1,7 @@
 """The device's role: follow assignments, fetch the adapter version, run the session. No I/O."""
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -27,14 +28,30 @@ from iotsplit_device.records import Checkpoint
 from iotsplit_device.sessions import SESSIONS, DeviceSession
 from iotsplit_device.work import DeviceWork
 
+LOOK_EVERY_S = 2.0
+"""How often a device that cannot join yet looks whether it can."""
+
+
+class Gathering(Protocol):
+    """Data that goes on coming in while the device runs."""
+
+    def hindrance(self) -> str:
+        """What the device waits for before it can join; empty if it has enough to learn from."""
+
+    def settle(self, assignment: Assignment) -> None:
+        """Fix what a session learns from before it begins; the same each time that it does."""
+
 
 class DeviceRole:
     """A device: one session at a time, decided by its retained assignment.
+
+    One that gathers its data is offline, and says what it waits for, until it has enough.
 
     Args:
         birth: what the device says of itself.
         load: makes the part and data ready for these settings; it remembers what it made.
         saved: checkpoints from before this start.
+        gathering: data that comes in while the device runs, if it has such.
     """
 
     tier = Tier.DEVICE
@@ -46,9 +63,13 @@ class DeviceRole:
         birth: Birth,
         load: Callable[[TrainingSettings], DeviceWork],
         saved: Sequence[Checkpoint] = (),
+        gathering: Gathering | None = None,
     ) -> None:
         self.agent = birth.agent
-        self.birth = birth
+        self._gathering = gathering
+        problem = gathering.hindrance() if gathering is not None else ""
+        self.birth = msgspec.structs.replace(birth, online=False, problem=problem) if problem else birth
+        self._looks_at = 0.0
         self._load = load
         self._saved = list(saved)
         self._turns = Turns(lambda: self.birth.incarnation)
@@ -68,6 +89,8 @@ class DeviceRole:
     def handle(self, message: Message, now: float) -> list[Output]:
         """Take an assignment, a piece of the adapter, or a frame of the session."""
         match message:
+            case Assignment() if not self.birth.online:
+                return []  # left from before; the cloud reminds those who come back to a session
             case Assignment(device=self.agent):
                 return self._assign(message, now)
             case AdapterHead() | AdapterChunk():
@@ -78,6 +101,9 @@ class DeviceRole:
 
     def tick(self, now: float) -> list[Output]:
         """Send the next micro-batch, or ask for what is late."""
+        if not self.birth.online:
+            self._look(now)
+            return []
         self._again.tick(now)
         if self._session is None:
             return []
@@ -90,6 +116,8 @@ class DeviceRole:
 
     def next_tick(self, now: float) -> float:
         """At once while there is work."""
+        if not self.birth.online:
+            return self._looks_at
         if self._session is None:
             return self._again.due
         return now if self._session.busy else self._session.awaited.next_due
@@ -99,6 +127,12 @@ class DeviceRole:
         if self._session is not None:
             self._session.awaited.hurry(now)
         return []
+
+    def _look(self, now: float) -> None:
+        """Join if there is enough to learn from now, else say what is missing."""
+        self._looks_at = now + LOOK_EVERY_S
+        problem = self._gathering.hindrance() if self._gathering is not None else ""
+        self.birth = msgspec.structs.replace(self.birth, online=not problem, problem=problem)
 
     def _assign(self, assignment: Assignment, now: float) -> list[Output]:
         earlier = self._assignment
@@ -134,6 +168,8 @@ class DeviceRole:
         return self._begin(assignment, assignment.settings)
 
     def _begin(self, assignment: Assignment, settings: TrainingSettings) -> list[Output]:
+        if self._gathering is not None:
+            self._gathering.settle(assignment)
         work = self._load(settings)
         work.load(self._held[1])
         work.session = assignment.session

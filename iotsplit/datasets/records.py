@@ -119,11 +119,14 @@ def write_jsonl(path: Path, records: Iterable[Record]) -> None:
     A file that existed is replaced as a whole, or not at all.
     """
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        for record in records:
-            row = {k: v for k, v in msgspec.to_builtins(record).items() if v is not None}
-            file.write(msgspec.json.encode(row) + b"\n")
+    partial.write_bytes(to_jsonl(records))
     partial.replace(path)
+
+
+def to_jsonl(records: Iterable[Record]) -> bytes:
+    """Records as lines of JSON."""
+    rows = ({k: v for k, v in msgspec.to_builtins(record).items() if v is not None} for record in records)
+    return b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
 
 
 def _is_usable(file: Path) -> bool:

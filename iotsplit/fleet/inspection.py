@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from iotsplit.errors import UsageError
-from iotsplit.fleet.record import check_filter
 from iotsplit.options import CommonOptions, parse
 from iotsplit.tape.extraction import Extraction
 from iotsplit.tape.files import explain, items
@@ -20,6 +19,7 @@ from iotsplit.tape.places import Index
 from iotsplit.tape.selection import Selection
 from iotsplit.tape.summary import Summary
 from iotsplit.tape.timeline import Timeline
+from iotsplit.topics import check_filter
 
 EXAMPLES = (
     "iotsplit inspect plant7.tape",

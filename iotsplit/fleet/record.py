@@ -13,22 +13,19 @@ import msgspec
 
 from iotsplit.errors import RunFailedError, UsageError
 from iotsplit.options import BrokerOptions, CommonOptions, parse
+from iotsplit.quantities import read_duration, read_size
 from iotsplit.runtime.address import address_of
 from iotsplit.runtime.processes import signals_handled
 from iotsplit.tape.files import PIPE, TapeWriter, new_header
 from iotsplit.tape.recorder import Limits, Recorder, Tally, unchanged
 from iotsplit.tape.redaction import Redactor
-from iotsplit.topics import Topics
+from iotsplit.topics import Topics, check_filter
 
 EXAMPLES = (
     "iotsplit record --fleet plant7 --rounds 2 plant7.tape",
     "iotsplit record --broker mqtt://broker.local:1883 --topic '#' --duration 60s everything.tape",
     "iotsplit record --session 3fa2c1-t2-press - | iotsplit inspect -",
 )
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|kB|KB|MB|GB|KiB|MiB|GiB)?")
-_UNITS = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
-_SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,46 +113,6 @@ def filters_of(options: RecordOptions, topics: Topics) -> frozenset[str]:
         *(f"lan/+/+/{session}", f"wan/+/+/{session}", f"update/+/{session}/+"),
     )
     return frozenset(topics.root + each for each in below)
-
-
-def check_filter(pattern: str) -> str:
-    """Return a topic filter if it is one.
-
-    Raises:
-        UsageError: a wildcard is not a whole word, or not the last.
-    """
-    words = pattern.split("/")
-    wrong = [word for word in words if ("+" in word or "#" in word) and word not in {"+", "#"}]
-    if not pattern or wrong or "#" in words[:-1] or "\0" in pattern:
-        raise UsageError(
-            f"topic filter {pattern!r} is not one",
-            fix="+ stands for a whole word, # for all that follow at the end",
-        )
-    return pattern
-
-
-def read_duration(text: str) -> float:
-    """Seconds of a duration such as ``60s`` or ``10m``.
-
-    Raises:
-        UsageError: it is none.
-    """
-    found = _DURATION.fullmatch(text)
-    if found is None:
-        raise UsageError(f"duration {text!r} is not one", fix="write 60s, 10m or 8h")
-    return float(found[1]) * _SECONDS[found[2] or "s"]
-
-
-def read_size(text: str) -> int:
-    """Bytes of a size such as ``500MB``.
-
-    Raises:
-        UsageError: it is none.
-    """
-    found = _SIZE.fullmatch(text)
-    if found is None or not float(found[1]):
-        raise UsageError(f"size {text!r} is not one", fix="write 500MB or 1GB")
-    return int(float(found[1]) * _UNITS[found[2] or "B"])
 
 
 def _limits(options: RecordOptions) -> Limits:

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -61,10 +61,17 @@ class Runner:
         link: the connection to the bus.
         largest_bytes: largest message that the agent will send; the broker has to pass it on.
         most_filters: subscriptions that the broker allows; None for any number.
+        beacons: retained messages that tell others of the agent; they stay until it has finished.
     """
 
     def __init__(
-        self, agent: Agent, link: Link, *, largest_bytes: int = 0, most_filters: int | None = None
+        self,
+        agent: Agent,
+        link: Link,
+        *,
+        largest_bytes: int = 0,
+        most_filters: int | None = None,
+        beacons: Sequence[Packet] = (),
     ) -> None:
         self._agent = agent
         self._link = link
@@ -72,6 +79,7 @@ class Runner:
         self._most_filters = most_filters
         self._filters: frozenset[str] = frozenset()
         self._left_out = 0
+        self._beacons = beacons
         self._inbox: queue.SimpleQueue[Packet | LinkChange | _Done | Message | _Stop] = queue.SimpleQueue()
         self._jobs: queue.SimpleQueue[Message | LinkChange | float | None] = queue.SimpleQueue()
         self._letters: deque[Message | LinkChange] = deque()
@@ -100,8 +108,10 @@ class Runner:
         problem: str | None = ""
         try:
             self._greet()
-            self._say(self._agent.birth(renew=True))
+            self._say([*self._agent.birth(renew=True), *self._beacons])
             self._loop()
+            if self._agent.role.finished:
+                self._say([replace(beacon, payload=b"") for beacon in self._beacons])
         except _NamesakeError as error:
             problem = None  # the state topic is the other's now
             raise error.refusal from None
@@ -198,7 +208,7 @@ class Runner:
                     self._letters.append(message)
             case LinkChange(up=True):
                 log.info("broker is back")
-                self._say(self._agent.birth(renew=True))
+                self._say([*self._agent.birth(renew=True), *self._beacons])
                 self._letters.append(event)
             case LinkChange():
                 log.warning("broker is away", reason=event.reason)
@@ -247,7 +257,7 @@ class Runner:
                 fix="give each agent an --id of its own",
             )
             raise _NamesakeError(refusal)
-        if not birth.online:
+        if not birth.online and birth != self._agent.role.birth:
             self._say(self._agent.birth(renew=True))  # an earlier incarnation's last words
 
     def _say(self, packets: Sequence[Packet]) -> None:

@@ -13,6 +13,7 @@ import structlog
 
 from iotsplit.agent import Agent, Sink, nowhere
 from iotsplit.errors import UsageError
+from iotsplit.home_assistant import discovery
 from iotsplit.mailbox import Mailbox
 from iotsplit.options import AgentOptions
 from iotsplit.plan import Tier
@@ -31,9 +32,15 @@ MAX_CLIENT_ID = 23  # MQTT 3.1.1 section 3.1.3.1: what every broker must accept
 log = structlog.get_logger()
 
 
-def client_id(fleet: str, tier: Tier, agent: str) -> str:
-    """A client id that is readable where it fits into 23 characters, and unique where it does not."""
-    plain = f"{tier[0]}-{fleet}-{agent}"
+def client_id(fleet: str, what: str, agent: str) -> str:
+    """A client id that is readable where it fits into 23 characters, and unique where it does not.
+
+    Args:
+        fleet: name of the fleet.
+        what: the tier, or what else of the agent connects.
+        agent: its id.
+    """
+    plain = f"{what[0]}-{fleet}-{agent}"
     if len(plain) <= MAX_CLIENT_ID:
         return plain
     digest = hashlib.sha256(plain.encode()).hexdigest()[:6]
@@ -92,7 +99,14 @@ def serve(
         wall=clock.wall,
     )
     link = MqttLink(address_of(options), client_id(options.fleet, role.tier, role.agent))
-    runner = Runner(agent, link, largest_bytes=options.largest_bytes, most_filters=options.limits.subscriptions)
+    beacons = [discovery(options.home_assistant, topics, role.birth)] if options.home_assistant else []
+    runner = Runner(
+        agent,
+        link,
+        largest_bytes=options.largest_bytes,
+        most_filters=options.limits.subscriptions,
+        beacons=beacons,
+    )
     interrupted = False
 
     def on_signal(number: int, frame: FrameType | None) -> None:
