@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from iotsplit.errors import UsageError
+from iotsplit.quantities import UNITS
 
 CHUNK_BYTES = 60 * 1024
 PACKET_BYTES = 256  # room for what a PUBLISH packet has beside its payload: header, topic, packet id
@@ -16,8 +17,7 @@ LEAST_BYTES_PER_S = 8192
 MARGIN = 0.9
 """Share of a profile's rates that is used: what leaves evenly may arrive in bunches."""
 
-_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|kB|KB|MB|KiB|MiB)?/s")
-_UNITS = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "KiB": 2**10, "MiB": 2**20}
+_RATE = re.compile(rf"(\d+(?:\.\d+)?)\s*({'|'.join(UNITS)})?/s")
 _CHUNK = re.compile(r"(?:^|/)(?:adapter/\d+|checkpoint/[^/]+/[^/]+)/\d+")
 
 
@@ -179,7 +179,7 @@ def _read_rate(text: str) -> tuple[str, int]:
         )
     number, unit = found.groups()
     name, least = ("publishes_per_s", 1) if unit is None else ("bytes_per_s", LEAST_BYTES_PER_S)
-    value = int(float(number) * _UNITS.get(unit, 1))
+    value = int(float(number) * UNITS[unit or "B"])
     if value < least:
         raise UsageError(
             f"max_rate {text!r} is too small for a fleet",

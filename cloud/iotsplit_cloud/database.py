@@ -102,10 +102,11 @@ class Database:
             try:
                 for statement, values in statements:
                     self._connection.execute(statement, values)
+                self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                if self._connection.in_transaction:  # a full disk has ended it already
+                    self._connection.execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             raise self._unwritable(error) from None
 
