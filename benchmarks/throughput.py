@@ -4,7 +4,8 @@
     python benchmarks/throughput.py --pairs 1 --devices 4 --cut 4,15
 
 Both train the same model on the same sequences with the same number of threads in all: the fleet's tiers have
-one each and share the machine's cores, the single process has `--threads`. Busy is the share of the training
+one each and share the machine's cores, the single process has `--threads`. "One each" is as many
+single-threaded processes at once, which know nothing of each other, added up. Busy is the share of the training
 rounds in which an agent works for its sessions, as its heartbeats tell.
 """
 
@@ -52,10 +53,22 @@ Figures = dict[str, float]
 
 def single(model: Path, options: argparse.Namespace) -> Figures:
     """Train the whole model in one process."""
-    words = [sys.executable, "-c", SINGLE, str(model), str(options.threads), str(options.steps)]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    row: Figures = json.loads(done.stdout)
+    (row,) = at_once(model, options, processes=1, threads=options.threads)
     return row
+
+
+def at_once(model: Path, options: argparse.Namespace, *, processes: int, threads: int) -> list[Figures]:
+    """Train the whole model in some processes that know nothing of each other."""
+    words = [sys.executable, "-c", SINGLE, str(model), str(threads), str(options.steps // processes)]
+    started = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
+    told = [process.communicate()[0] for process in started]
+    return [json.loads(text) for text in told]
+
+
+def apart(model: Path, options: argparse.Namespace) -> float:
+    """Tokens per second of one single-threaded process for each thread: the most that these cores give."""
+    rows = at_once(model, options, processes=options.threads, threads=1)
+    return sum(row["tokens_per_second"] for row in rows)
 
 
 def fleet(model: Path, options: argparse.Namespace, data: Path) -> Figures:
@@ -108,9 +121,14 @@ def main() -> None:
         data.write_text(
             "".join(f"line {n}: pump {n % 7} reports pressure {n * 37 % 101}\n" for n in range(4000))
         )
-        pairs = [(fleet(model, options, data), single(model, options)) for _ in range(options.pairs)]
+        runs = [
+            (fleet(model, options, data), single(model, options), apart(model, options))
+            for _ in range(options.pairs)
+        ]
+    pairs = [(ours, theirs) for ours, theirs, _ in runs]
     show("tokens/s, fleet", [ours["tokens_per_second"] for ours, _ in pairs])
     show("tokens/s, single process", [theirs["tokens_per_second"] for _, theirs in pairs])
+    show("tokens/s, one each", [most for *_, most in runs])
     show("ratio of tokens/s", [a["tokens_per_second"] / b["tokens_per_second"] for a, b in pairs])
     show("peak MB, device", [ours["peak_rss_bytes"] / 1e6 for ours, _ in pairs])
     show("peak MB, single process", [theirs["peak_rss_bytes"] / 1e6 for _, theirs in pairs])
