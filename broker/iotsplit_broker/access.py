@@ -61,6 +61,9 @@ class Rule:
 MEMBER = (
     Rule(Access.BOTH, f"state/{ME}", retained=True),
     Rule(Access.BOTH, f"probe/{ME}"),
+    Rule(
+        Access.BOTH, f"probe/{ME}/#", retained=True
+    ),  # for broker check; to AWS IoT it leaves out the one above
     Rule(Access.WRITE, f"metrics/{ME}"),
 )
 DEVICE = (

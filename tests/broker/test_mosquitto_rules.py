@@ -27,6 +27,7 @@ BELOW = [
     *(f"wan/{to}/{sender}/s" for to, sender in (("cloud", "edge-1"), ("cloud", "edge-2"), ("cloud", "press"))),
     *(f"wan/{to}/{sender}/s" for to, sender in (("edge-1", "cloud"), ("edge-2", "cloud"), ("press", "cloud"))),
     *(f"update/{device}/s/{tier}" for device in ("press", "pump") for tier in ("device", "edge")),
+    *(f"probe/{agent}/many/0" for agent in AGENTS),
     *("adapter/latest", "adapter/3/head", "adapter/3/0", "checkpoint/press/1.0/head", "checkpoint/pump/1.0/0"),
     *("round", "events", "command", "command/1"),
 ]
@@ -35,17 +36,27 @@ EVERYWHERE = frozenset({"#"})
 
 WRITES = {
     "press": {
-        *("state/press", "probe/press", "metrics/press"),
+        *("state/press", "probe/press", "probe/press/many/0", "metrics/press"),
         *("lan/edge-1/press/s", "lan/edge-2/press/s", "update/press/s/device"),
     },
     "edge-1": {
-        *("state/edge-1", "probe/edge-1", "metrics/edge-1", "lan/press/edge-1/s", "lan/pump/edge-1/s"),
+        *("state/edge-1", "probe/edge-1", "probe/edge-1/many/0", "metrics/edge-1"),
+        *("lan/press/edge-1/s", "lan/pump/edge-1/s"),
         *("wan/cloud/edge-1/s", "update/press/s/edge", "update/pump/s/edge"),
         *("checkpoint/press/1.0/head", "checkpoint/pump/1.0/0"),
     },
     "cloud": {
-        *("state/cloud", "probe/cloud", "metrics/cloud", "assign/press", "assign/pump", "assign/edge-1"),
-        *("assign/edge-2", "assign/cloud", "wan/edge-1/cloud/s", "wan/edge-2/cloud/s", "wan/press/cloud/s"),
+        *("state/cloud", "probe/cloud", "probe/cloud/many/0", "metrics/cloud"),
+        *(
+            "assign/press",
+            "assign/pump",
+            "assign/edge-1",
+            "assign/edge-2",
+            "assign/cloud",
+            "wan/edge-1/cloud/s",
+            "wan/edge-2/cloud/s",
+            "wan/press/cloud/s",
+        ),
         *("adapter/latest", "adapter/3/head", "adapter/3/0", "round", "events", "command/1"),
     },
     "anna": {"command"},
@@ -58,9 +69,17 @@ WRITES = {
 }
 ADAPTER = {"adapter/latest", "adapter/3/head", "adapter/3/0"}
 READS = {
-    "press": {"state/press", "probe/press", "assign/press", "lan/press/edge-1/s", *ADAPTER},
+    "press": {
+        *("state/press", "probe/press", "probe/press/many/0", "assign/press", "lan/press/edge-1/s", *ADAPTER),
+    },
     "edge-1": {
-        *("state/edge-1", "probe/edge-1", *(f"assign/{agent}" for agent in AGENTS), *ADAPTER),
+        *(
+            "state/edge-1",
+            "probe/edge-1",
+            "probe/edge-1/many/0",
+            *(f"assign/{agent}" for agent in AGENTS),
+            *ADAPTER,
+        ),
         *("lan/edge-1/press/s", "lan/edge-1/pump/s", "wan/edge-1/cloud/s"),
         *("checkpoint/press/1.0/head", "checkpoint/pump/1.0/0"),
     },
@@ -114,7 +133,7 @@ def test_a_user_writes_what_it_needs_and_nothing_else(broker: Broker, connect: C
         link.publish(Packet(topic=topic, payload=b"1", retain=True))
     own = f"{ROOT}lan/nobody/{user}/last"  # every user may write its device's topics
     link.publish(Packet(topic=own, payload=b"1"))
-    mine = {f"state/{user}", f"probe/{user}", f"metrics/{user}"} & set(BELOW)
+    mine = {f"state/{user}", f"probe/{user}", f"probe/{user}/many/0", f"metrics/{user}"} & set(BELOW)
     assert heard(listener, own) == {ROOT + topic for topic in WRITES[user] | mine}
 
 

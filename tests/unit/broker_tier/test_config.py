@@ -102,7 +102,8 @@ def test_aws_confines_a_thing_by_its_name(capsys: pytest.CaptureFixture[str]) ->
     thing = "${iot:Connection.Thing.ThingName}"
     assert allowed["iot:Connect"] == [f"{arn}:client/d-f-{thing}"]
     assert f"{arn}:topic/iotsplit/f/lan/*/{thing}/*" in allowed["iot:Publish"]
-    assert allowed["iot:RetainPublish"] == [f"{arn}:topic/iotsplit/f/state/{thing}"]
+    kept = ("state/" + thing, f"probe/{thing}/*")
+    assert allowed["iot:RetainPublish"] == [f"{arn}:topic/iotsplit/f/{path}" for path in kept]
     assert f"{arn}:topicfilter/iotsplit/f/lan/{thing}/*" in allowed["iot:Subscribe"]
     assert not [each for found in allowed.values() for each in found if "+" in each or "#" in each]
 
