@@ -7,9 +7,11 @@ from iotsplit.errors import RefusedError, UserError
 from iotsplit.packet import Packet
 from iotsplit.runtime import clock
 from iotsplit_broker import bridges, crossing, loads, points, probes
+from iotsplit_broker.access import ME, MEMBER
 from iotsplit_broker.bench import Bench
 from iotsplit_broker.findings import Finding, untested
-from iotsplit_broker.rights import Role, judge_rights, rules
+from iotsplit_broker.mosquitto_acl import acl_lines
+from iotsplit_broker.rights import Role, allowing, judge_rights
 
 LEAST_BYTES = 16
 
@@ -105,7 +107,7 @@ class Examination:
 
     def _rights(self) -> Finding:
         seen = probes.rights(self._bench, version5=self._version5)
-        return judge_rights(seen, self._role, self._bench.topics.root)
+        return judge_rights(seen, self._role, self._bench.topics, self._bench.agent)
 
     def _payload(self) -> Finding:
         seen = probes.payload(self._bench)
@@ -134,7 +136,7 @@ def reach(bench: Bench) -> None:
         client.say(Packet(topic=topic, payload=b"here"))
         if client.hear(on=topic):
             return
-    allowed = " and ".join(rules([("write", "probe"), ("read", "probe")], bench.topics.root))
+    allowed = "; ".join(acl_lines(allowing(MEMBER, "write", f"probe/{ME}/reach"), bench.topics, bench.agent))
     raise RefusedError(
         f"{bench.address} does not let this user hear itself on {topic}",
         fix=f"allow it (mosquitto: {allowed}), or give the --id that its access rules know",

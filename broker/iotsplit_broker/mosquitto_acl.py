@@ -20,13 +20,25 @@ def mosquitto_acl(topics: Topics, users: Users, *, bridge: Sequence[Rule]) -> st
     lines = [
         "# Every user, so every device: its own topics and nothing else. The user's name is the agent's --id.",
         "# Mosquitto warns that adapter/# has no %u: it is for all.",
-        *(f"pattern {_line(rule.of('%u'), topics)}" for rule in DEVICE),
+        *acl_lines(DEVICE, topics, "%u"),
     ]
     for role, name in users.named():
-        lines += ["", f"# {role}", f"user {name}"]
-        more = (rule for rule in {**ROLES, "bridge": bridge}[role] if rule not in DEVICE)
-        lines += [f"topic {_line(rule.of(name), topics)}" for rule in more]
+        more = [rule for rule in {**ROLES, "bridge": bridge}[role] if rule not in DEVICE]
+        lines += ["", f"# {role}", *acl_lines(more, topics, name)]
     return "\n".join(lines) + "\n"
+
+
+def acl_lines(rules: Sequence[Rule], topics: Topics, name: str) -> list[str]:
+    """Lines that allow it: to every user what a device needs, to `name` alone what is more.
+
+    Args:
+        rules: what to allow, below the fleet's root.
+        topics: of the fleet.
+        name: the user's.
+    """
+    patterns = [f"pattern {_line(rule.of('%u'), topics)}" for rule in rules if rule in DEVICE]
+    more = [f"topic {_line(rule.of(name), topics)}" for rule in rules if rule not in DEVICE]
+    return [*patterns, f"user {name}", *more] if more else patterns
 
 
 def _line(rule: Rule, topics: Topics) -> str:

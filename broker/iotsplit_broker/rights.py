@@ -4,7 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from iotsplit.runtime.memory import matches
+from iotsplit.topics import Topics
+from iotsplit_broker.access import ROLES, Rule
 from iotsplit_broker.findings import Figure, Finding, Verdict
+from iotsplit_broker.mosquitto_acl import acl_lines
 
 REFUSED = 0x80  # codes of MQTT from here on are refusals
 
@@ -18,6 +22,7 @@ class Role(StrEnum):
     ANY = "any"
 
 
+TIERS = (Role.DEVICE, Role.EDGE, Role.CLOUD)
 # What is said where by whom ({me}); writer and reader of each topic are one, so that it comes back.
 PATHS = {
     "state": "state/{me}",
@@ -26,7 +31,9 @@ PATHS = {
     "lan": "lan/{me}/{me}/check",
     "wan": "wan/{me}/{me}/check",
     "update": "update/{me}/check/device",
+    "edge_update": "update/{me}/check/edge",
     "adapter": "adapter/check/0",
+    "adapter_head": "adapter/check/head",
     "checkpoint": "checkpoint/{me}/check/0",
     "metrics": "metrics/{me}",
     "events": "events",
@@ -34,34 +41,20 @@ PATHS = {
     "reply": "command/{me}",
     "probe": "probe/{me}",
 }
-WRITES: Mapping[Role, frozenset[str]] = {
-    Role.DEVICE: frozenset({"state", "lan", "update", "metrics", "probe"}),
-    Role.EDGE: frozenset({"state", "lan", "wan", "update", "checkpoint", "metrics", "probe"}),
-    Role.CLOUD: frozenset(
-        {"state", "round", "assign", "wan", "adapter", "metrics", "events", "reply", "probe"}
-    ),
-}
-READS: Mapping[Role, frozenset[str]] = {
-    Role.DEVICE: frozenset({"state", "assign", "lan", "adapter", "probe"}),
-    Role.EDGE: frozenset({"state", "assign", "lan", "wan", "adapter", "checkpoint", "probe"}),
-    Role.CLOUD: frozenset({"state", "wan", "update", "adapter", "metrics", "command", "probe"}),
-}
-# The filters and topics behind the same names, as access rules write them; %u is the user.
-RULES: Mapping[str, tuple[str, str]] = {
-    "state": ("state/%u", "state/+"),
-    "round": ("round", "round"),
-    "assign": ("assign/+", "assign/+"),
-    "lan": ("lan/+/%u/#", "lan/%u/#"),
-    "wan": ("wan/+/%u/#", "wan/%u/#"),
-    "update": ("update/#", "update/#"),
-    "adapter": ("adapter/#", "adapter/#"),
-    "checkpoint": ("checkpoint/#", "checkpoint/#"),
-    "metrics": ("metrics/%u", "metrics/+"),
-    "events": ("events", "events"),
-    "command": ("command", "command"),
-    "reply": ("command/+", "command/+"),
-    "probe": ("probe/%u/#", "probe/%u/#"),
-}
+
+
+def allowing(rules: Sequence[Rule], action: str, path: str) -> list[Rule]:
+    """Those of the rules that allow one to ``write`` or ``read`` a path, which names its user as they do."""
+    able = (rule for rule in rules if (rule.access.writes if action == "write" else rule.access.reads))
+    return [rule for rule in able if matches(rule.path, path)]
+
+
+def _names(role: Role, action: str) -> frozenset[str]:
+    return frozenset(name for name, path in PATHS.items() if allowing(ROLES[role], action, path))
+
+
+WRITES: Mapping[Role, frozenset[str]] = {role: _names(role, "write") for role in TIERS}
+READS: Mapping[Role, frozenset[str]] = {role: _names(role, "read") for role in TIERS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,13 +86,14 @@ def access_of(*, code: int | None, echoed: bool, heard: bool, subscribed: bool, 
     return Access(write=write, read=read)
 
 
-def judge_rights(seen: Mapping[str, Access], wanted: Role, root: str) -> Finding:
+def judge_rights(seen: Mapping[str, Access], wanted: Role, topics: Topics, user: str) -> Finding:
     """Which roles the user may play; it fails if `wanted` is not among them.
 
     Args:
         seen: by the names of `PATHS`.
         wanted: the role, or ANY if one of them is enough.
-        root: what the fleet's topics begin with.
+        topics: of the fleet.
+        user: its name.
     """
     missing = {role: lacks(seen, role) for role in WRITES}
     able = [str(role) for role in WRITES if not missing[role]]
@@ -115,7 +109,7 @@ def judge_rights(seen: Mapping[str, Access], wanted: Role, root: str) -> Finding
         needed=True,
         said=_said(able, missing, asked, fits=fits),
         measured=measured,
-        fixes={} if fits else {"mosquitto": f"in acl_file: {'; '.join(rules(missing[asked], root))}"},
+        fixes={} if fits else {"mosquitto": f"in acl_file: {_lines(asked, missing[asked], topics, user)}"},
     )
 
 
@@ -130,13 +124,9 @@ def lacks(seen: Mapping[str, Access], role: Role) -> list[tuple[str, str]]:
     return found
 
 
-def rules(missing: Sequence[tuple[str, str]], root: str) -> list[str]:
-    """Lines of a Mosquitto ACL file that allow it."""
-    lines = []
-    for action, name in missing:
-        path = RULES[name][action == "read"]
-        lines.append(f"{'pattern' if '%u' in path else 'topic'} {action} {root}{path}")
-    return lines
+def _lines(role: Role, missing: Sequence[tuple[str, str]], topics: Topics, user: str) -> str:
+    wanted = [rule for action, what in missing for rule in allowing(ROLES[role], action, PATHS[what])]
+    return "; ".join(acl_lines(list(dict.fromkeys(wanted)), topics, user))
 
 
 def _said(
@@ -150,5 +140,8 @@ def _said(
 
 
 def _list(pairs: Sequence[tuple[str, str]]) -> str:
-    by_action = {action: [name for each, name in pairs if each == action] for action in ("write", "read")}
+    by_action = {
+        action: [name.replace("_", " ") for each, name in pairs if each == action]
+        for action in ("write", "read")
+    }
     return " nor ".join(f"{action} {', '.join(names)}" for action, names in by_action.items() if names)

@@ -15,10 +15,12 @@ from iotsplit.packet import Packet
 from iotsplit.runtime.address import BrokerAddress
 from iotsplit.topics import Topics
 from iotsplit_broker import check, examination, loads, points, probes, process
+from iotsplit_broker.access import DEVICE
 from iotsplit_broker.bench import Bench
 from iotsplit_broker.client import BareClient
 from iotsplit_broker.examination import QUICK, reach
 from iotsplit_broker.findings import Verdict
+from iotsplit_broker.mosquitto_acl import acl_lines
 from iotsplit_broker.process import Broker, Kind, start
 from iotsplit_broker.rights import Role, judge_rights
 from iotsplit_broker.settings import BrokerSettings
@@ -27,7 +29,8 @@ from tests.broker.conftest import StartBroker
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
 StartConfigured = Callable[..., Broker]
-ROOT = "plant7/iotsplit/default/"
+TOPICS = Topics("default", "plant7/")
+ROOT = TOPICS.root
 TIMED = {"round trip", "speed"}  # what a busy machine makes slow
 
 
@@ -67,7 +70,7 @@ def url_of(broker: Broker) -> str:
 
 def bench_at(broker: Broker, *, user: str | None = None, agent: str = "press-3") -> Bench:
     address = BrokerAddress.parse(url_of(broker), user=user, password=user)
-    return Bench(address, Topics("default", "plant7/"), agent, chunk_bytes=61440)
+    return Bench(address, TOPICS, agent, chunk_bytes=61440)
 
 
 def left_at(broker: Broker) -> list[str]:
@@ -162,19 +165,6 @@ def test_qos_that_the_broker_does_not_grant_is_found(start_configured: StartConf
     assert finding.fails
 
 
-DEVICE_RULES = """\
-pattern write {root}state/%u
-pattern read {root}state/%u
-pattern read {root}assign/%u
-pattern write {root}lan/+/%u/#
-pattern read {root}lan/%u/#
-pattern write {root}update/%u/#
-pattern write {root}metrics/%u
-pattern readwrite {root}probe/%u/#
-pattern read {root}adapter/#
-"""
-
-
 @pytest.fixture
 def confined(start_configured: StartConfigured, tmp_path: Path) -> Broker:
     """Knows press-3 and anna, both with a device's rights."""
@@ -183,16 +173,16 @@ def confined(start_configured: StartConfigured, tmp_path: Path) -> Broker:
         subprocess.run(
             ["mosquitto_passwd", *more, "-b", str(users), name, name], check=True, capture_output=True
         )
-    rules.write_text(DEVICE_RULES.format(root=ROOT))
+    rules.write_text("\n".join(acl_lines(DEVICE, TOPICS, "")))
     return start_configured("allow_anonymous false", f"password_file {users}", f"acl_file {rules}")
 
 
 @pytest.mark.parametrize("version5", [True, False])
 def test_a_devices_user_may_be_a_device_and_nothing_else(confined: Broker, version5: bool) -> None:
     seen = probes.rights(bench_at(confined, user="press-3"), version5=version5)
-    finding = judge_rights(seen, Role.ANY, ROOT)
+    finding = judge_rights(seen, Role.ANY, TOPICS, "press-3")
     assert finding.measured["roles"] == ["device"]
-    assert judge_rights(seen, Role.CLOUD, ROOT).fails
+    assert judge_rights(seen, Role.CLOUD, TOPICS, "press-3").fails
 
 
 def test_with_mqtt_5_each_right_to_write_is_known(confined: Broker) -> None:
@@ -205,7 +195,7 @@ def test_with_mqtt_5_each_right_to_write_is_known(confined: Broker) -> None:
 def test_a_user_who_may_not_use_the_topics_of_the_check_is_told_the_rule(confined: Broker) -> None:
     with pytest.raises(RefusedError, match="does not let this user hear itself") as caught:
         reach(bench_at(confined, user="anna", agent="press-3"))
-    assert f"pattern write {ROOT}probe/%u/#" in caught.value.fix
+    assert f"pattern readwrite {ROOT}probe/%u/#)" in caught.value.fix
 
 
 def test_a_role_that_the_user_cannot_play_ends_with_code_7(
@@ -261,7 +251,7 @@ def test_nothing_outside_of_the_fleets_topics_is_touched(
     assert topics
     assert all(topic.startswith(ROOT) for topic in topics)
     ours = {topic for topic in topics if "/probe/press-3/" not in topic}
-    assert len(ours) == 13  # one of each kind, for the rights
+    assert len(ours) == 15  # one of each kind, for the rights
 
 
 def test_a_broker_that_dies_leaves_points_untested_and_says_what_may_be_left(

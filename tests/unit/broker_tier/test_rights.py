@@ -6,10 +6,10 @@ from iotsplit.errors import PeerError
 from iotsplit.mailbox import Mailbox
 from iotsplit.packet import Packet
 from iotsplit.topics import DEPTHS, Topics
-from iotsplit_broker.findings import Verdict
-from iotsplit_broker.rights import PATHS, READS, RULES, WRITES, Access, Role, access_of, judge_rights, lacks
+from iotsplit_broker.findings import Finding, Verdict
+from iotsplit_broker.rights import PATHS, READS, WRITES, Access, Role, access_of, judge_rights, lacks
 
-ROOT = "plant7/iotsplit/default/"
+TOPICS = Topics("default", "plant7/")
 ALL = dict.fromkeys(PATHS, Access(write=True, read=True))
 NONE = dict.fromkeys(PATHS, Access(write=False, read=False))
 
@@ -23,29 +23,60 @@ def device_only() -> dict[str, Access]:
     return seen
 
 
+def judged(seen: dict[str, Access], wanted: Role) -> Finding:
+    return judge_rights(seen, wanted, TOPICS, "press-3")
+
+
+def test_what_roles_need_is_what_the_access_rules_give_them() -> None:
+    everyone = {"state", "metrics", "probe"}
+    assert {
+        Role.DEVICE: everyone | {"lan", "update"},
+        Role.EDGE: everyone | {"lan", "wan", "edge_update", "checkpoint"},
+        Role.CLOUD: everyone | {"round", "assign", "wan", "adapter", "adapter_head", "events", "reply"},
+    } == WRITES
+    own = {"state", "probe"}
+    assert {
+        Role.DEVICE: own | {"assign", "lan", "adapter", "adapter_head"},
+        Role.EDGE: own | {"assign", "lan", "wan", "adapter", "adapter_head", "checkpoint"},
+        Role.CLOUD: own | {"wan", "update", "edge_update", "adapter_head", "metrics", "command"},
+    } == READS
+
+
 def test_whoever_may_do_everything_may_be_everything() -> None:
-    finding = judge_rights(ALL, Role.ANY, ROOT)
+    finding = judged(ALL, Role.ANY)
     assert finding.measured["roles"] == ["device", "edge", "cloud"]
     assert finding.verdict is Verdict.OK
 
 
 def test_a_devices_rights_are_enough_for_a_device_alone() -> None:
-    finding = judge_rights(device_only(), Role.DEVICE, ROOT)
+    finding = judged(device_only(), Role.DEVICE)
     assert finding.measured["roles"] == ["device"]
     assert not finding.fails
     assert "not as cloud" in finding.said
 
 
 def test_what_a_role_lacks_is_named_with_the_rule_to_add() -> None:
-    finding = judge_rights(device_only(), Role.EDGE, ROOT)
+    finding = judged(device_only(), Role.EDGE)
     assert finding.fails
-    assert "may not write checkpoint, wan nor read" in finding.said
-    assert f"pattern write {ROOT}wan/+/%u/#" in finding.fixes["mosquitto"]
-    assert f"topic read {ROOT}checkpoint/#" in finding.fixes["mosquitto"]
+    assert "may not write checkpoint, edge update, wan nor read" in finding.said
+    expected = (
+        "checkpoint/# readwrite",
+        "update/+/+/edge write",
+        "wan/+/press-3/# write",
+        "wan/press-3/# read",
+    )
+    rules = [f"topic {access} {TOPICS.root}{path}" for path, access in (each.split() for each in expected)]
+    assert finding.fixes["mosquitto"] == f"in acl_file: user press-3; {'; '.join(rules)}"
+
+
+def test_what_a_device_lacks_is_given_to_every_device() -> None:
+    seen = {**device_only(), "lan": Access(write=False, read=True)}
+    finding = judged(seen, Role.DEVICE)
+    assert finding.fixes["mosquitto"] == f"in acl_file: pattern write {TOPICS.root}lan/+/%u/#"
 
 
 def test_with_any_role_one_has_to_be_possible() -> None:
-    finding = judge_rights(NONE, Role.ANY, ROOT)
+    finding = judged(NONE, Role.ANY)
     assert finding.fails
     assert finding.said.startswith("enough for no role; as device")
 
@@ -92,12 +123,10 @@ def test_what_a_message_shows(seen: dict[str, object], honest: bool, access: Acc
 def test_all_topics_of_the_protocol_are_looked_at() -> None:
     firsts = {path.split("/")[0] for path in PATHS.values()}
     assert firsts == set(DEPTHS) | {"probe"}
-    assert set(RULES) == set(PATHS)
 
 
 @pytest.mark.parametrize("name", [name for name in PATHS if name not in {"probe", "adapter", "checkpoint"}])
 def test_agents_drop_what_a_check_says(name: str) -> None:
-    topics = Topics("default", "plant7/")
-    topic = topics.root + PATHS[name].format(me="press-3")
+    topic = TOPICS.root + PATHS[name].format(me="press-3")
     with pytest.raises(PeerError):
-        Mailbox(topics, "press-3").incoming(Packet(topic=topic, payload=b'{"check": "check-1"}'))
+        Mailbox(TOPICS, "press-3").incoming(Packet(topic=topic, payload=b'{"check": "check-1"}'))
