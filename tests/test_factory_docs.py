@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from iotsplit.topics import Topics
 from iotsplit_broker.access import DEVICE, ME, ROLES
 from iotsplit_broker.crossings import crossings
+from iotsplit_broker.mosquitto_acl import acl_lines
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,3 +27,8 @@ def test_the_page_shows_who_may_do_what(role: str) -> None:
     expected = [(rule.access, rule.path.replace(ME, "<me>")) for rule in rules]
     assert set(re.findall(r"`(\S+)`", says)) == {path for access, path in expected if access.writes}
     assert set(re.findall(r"`(\S+)`", hears)) == {path for access, path in expected if access.reads}
+
+
+def test_the_page_about_brokers_shows_a_devices_rules() -> None:
+    page = (ROOT / "docs" / "brokers.md").read_text(encoding="utf-8")
+    assert re.findall(r"^pattern .+$", page, re.MULTILINE) == acl_lines(DEVICE, Topics("default"), "")

@@ -2,6 +2,7 @@
 
 import contextlib
 import secrets
+from contextlib import AbstractContextManager
 
 from iotsplit.errors import UserError
 from iotsplit.packet import Packet
@@ -19,6 +20,9 @@ class Bench:
         topics: of the fleet; nothing outside of it is touched.
         agent: the name that stands in the topics.
         chunk_bytes: largest message that agents are to send.
+
+    Attributes:
+        single: whether the broker lets the user have but one client at a time.
     """
 
     def __init__(self, address: BrokerAddress, topics: Topics, agent: str, *, chunk_bytes: int) -> None:
@@ -26,6 +30,7 @@ class Bench:
         self.topics = topics
         self.agent = agent
         self.chunk_bytes = chunk_bytes
+        self.single = False
         self._name = f"check-{secrets.token_hex(4)}"
         self._clients = 0
         self._retained: dict[str, None] = {}
@@ -42,6 +47,10 @@ class Bench:
     def client(self, manners: Manners | None = None) -> BareClient:
         """A client that connects when it is entered."""
         return BareClient(self.address, self.new_id(), manners)
+
+    def beside(self, client: BareClient) -> AbstractContextManager[BareClient]:
+        """Another client; the same where there can be but one."""
+        return contextlib.nullcontext(client) if self.single else self.client()
 
     def link(self) -> MqttLink:
         """A link as agents have it, not open yet."""

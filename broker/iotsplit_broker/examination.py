@@ -14,6 +14,7 @@ from iotsplit_broker.mosquitto_acl import acl_lines
 from iotsplit_broker.rights import Role, allowing, judge_rights
 
 LEAST_BYTES = 16
+ONE_CLIENT = "this broker lets a user have one client at a time, and a slow reader needs another that writes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ class Examination:
         self._point("last will", lambda: points.judge_will(probes.last_will(bench)))
         self._point("QoS 1", lambda: points.judge_qos(probes.qos(bench)))
         self._point("takeover", lambda: points.judge_takeover(probes.takeover(bench)))
-        self._point("queue", lambda: points.judge_queue(loads.queue_depth(bench, extent.queued)))
+        self._point("queue", self._queue)
         self._point("round trip", lambda: points.judge_trip(loads.round_trips(bench)))
         self._point("speed", self._speed)
         if far is not None:
@@ -114,6 +115,11 @@ class Examination:
         self._size = max(LEAST_BYTES, min(self._bench.chunk_bytes, seen.largest_bytes))
         return points.judge_payload(seen)
 
+    def _queue(self) -> Finding:
+        if self._bench.single:
+            return untested("queue", ONE_CLIENT, needed=False)
+        return points.judge_queue(loads.queue_depth(self._bench, self._extent.queued))
+
     def _speed(self) -> Finding:
         return points.judge_speed(loads.speed(self._bench, self._size, limit_bytes=self._extent.speed_bytes))
 
@@ -126,6 +132,8 @@ class Examination:
 def reach(bench: Bench) -> None:
     """Hear ourselves on the topics of this check, without which nothing else can be seen.
 
+    Then see whether the user can have two clients at a time.
+
     Raises:
         BrokerUnreachableError: nobody answers there.
         RefusedError: the user is not let in, or may not use these topics.
@@ -134,8 +142,10 @@ def reach(bench: Bench) -> None:
     with bench.client() as client:
         client.subscribe([topic])
         client.say(Packet(topic=topic, payload=b"here"))
-        if client.hear(on=topic):
-            return
+        heard = bool(client.hear(on=topic))
+    if heard:
+        bench.single = probes.is_single(bench)
+        return
     allowed = "; ".join(acl_lines(allowing(MEMBER, "write", f"probe/{ME}/reach"), bench.topics, bench.agent))
     raise RefusedError(
         f"{bench.address} does not let this user hear itself on {topic}",

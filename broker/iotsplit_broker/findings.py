@@ -46,9 +46,9 @@ class Finding:
         return self.needed and self.verdict is not Verdict.OK
 
 
-def untested(point: str, reason: str) -> Finding:
-    """A point that could not be looked at, which is a failure: nobody knows."""
-    return Finding(point=point, verdict=Verdict.UNKNOWN, needed=True, said=reason)
+def untested(point: str, reason: str, *, needed: bool = True) -> Finding:
+    """A point that could not be looked at, which is a failure where it is needed: nobody knows."""
+    return Finding(point=point, verdict=Verdict.UNKNOWN, needed=needed, said=reason)
 
 
 def kib(size_bytes: int) -> str:

@@ -47,7 +47,7 @@ def round_trips(bench: Bench) -> Trip:
     topic = bench.topic("trip")
     with _Agent(bench, topic) as agent:
         agent_ms = _median_ms(lambda: agent.round_trip(MESSAGE), AGENT_TRIPS)
-    with bench.client(Manners(delays=True)) as reader, bench.client() as writer:
+    with bench.client(Manners(delays=True)) as reader, bench.beside(reader) as writer:
         reader.subscribe([topic], qos=0)
         pair_ms = _median_ms(lambda: _pair(writer, reader, topic), PAIRS)
     return Trip(agent_ms=agent_ms, pair_ms=pair_ms, network_ms=_median_ms(lambda: _connect(bench), CONNECTIONS))

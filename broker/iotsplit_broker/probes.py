@@ -13,6 +13,16 @@ FINEST_BYTES = 512
 TOPICS_BY_NAME = 38  # of an agent at once: 6 of its own and a window of 32
 
 
+def is_single(bench: Bench) -> bool:
+    """Whether a client ends when the same user connects with another client id.
+
+    So it is where the user's name is taken for the client id, as in our own configuration for Mosquitto.
+    """
+    with bench.client() as first, bench.client():
+        first.subscribe([bench.topic("single")])  # whoever is answered is still there
+        return first.ended
+
+
 def versions(bench: Bench) -> Versions:
     """Speak MQTT 5."""
     try:
@@ -144,8 +154,10 @@ def _kept(bench: Bench, filters: list[str], count: int) -> list[Packet]:
 
 
 def last_will(bench: Bench) -> Will:
-    """Cut a client's socket, and listen for its will."""
+    """Cut a client's socket, and listen for its will; where nobody can listen, look for it afterwards."""
     will = bench.retained("will", payload=b"gone")
+    if bench.single:
+        return _kept_will(bench, will)
     with bench.client() as observer:
         observer.subscribe([will.topic])
         try:
@@ -161,10 +173,21 @@ def last_will(bench: Bench) -> Will:
     )
 
 
+def _kept_will(bench: Bench, will: Packet) -> Will:
+    try:
+        with bench.client(Manners(last_will=will)) as victim:
+            began = clock.now()
+            victim.cut()
+    except UserError:
+        return Will(let_in=False, after_s=None, kept=False)
+    kept = bool(_kept(bench, [will.topic], 1))
+    return Will(let_in=True, after_s=round(clock.now() - began, 3) if kept else None, kept=kept)
+
+
 def qos(bench: Bench) -> Qos:
-    """Send a message with QoS 1 from one client to another."""
+    """Send a message with QoS 1 from one client to another, if there can be two."""
     topic = bench.topic("qos")
-    with bench.client() as reader, bench.client() as writer:
+    with bench.client() as reader, bench.beside(reader) as writer:
         (granted,) = reader.subscribe([topic], qos=1)
         code = writer.say(Packet(topic=topic, payload=b"1", qos=1))
         heard = reader.hear(on=topic)
