@@ -1,4 +1,4 @@
-"""Which setting of which broker to change; the names are those of the vendors' manuals."""
+"""Which setting of which broker to change; those of EMQX and HiveMQ are partly from memory and not tried."""
 
 from collections.abc import Mapping
 
