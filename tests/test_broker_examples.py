@@ -25,5 +25,5 @@ def test_the_examples_are_current(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for line in COMMANDS:
         main(shlex.split(line)[2:])
     made = files(tmp_path)
-    assert len(made) == 14
+    assert len(made) == 17
     assert made == files(EXAMPLES), "run the commands of broker/examples/README.md there, with --force"

@@ -94,11 +94,15 @@ def test_hivemq_is_well_formed_and_gives_each_user_a_role(
 def test_aws_confines_a_thing_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
     arn = "arn:aws:iot:eu-central-1:123456789012"
     found = files(capsys, "aws-iot", f"--arn={arn}")
-    assert found.keys() == {f"{role}-policy.json" for role in ("device", "edge", "cloud", "bridge")} | {
-        "NOTES.md"
+    assert {name.split("-")[0] for name in found} == {"device", "edge", "cloud", "bridge", "NOTES.md"}
+    policies: dict[str, Any] = {name: json.loads(text) for name, text in found.items() if name != "NOTES.md"}
+    assert all(len(json.dumps(each, separators=(",", ":"))) <= 2048 for each in policies.values())
+    allowed = {
+        each["Action"][0]: each["Resource"]
+        for name in sorted(policies)
+        if name.startswith("device")
+        for each in policies[name]["Statement"]
     }
-    policy: dict[str, Any] = json.loads(found["device-policy.json"])
-    allowed = {each["Action"][0]: each["Resource"] for each in policy["Statement"]}
     thing = "${iot:Connection.Thing.ThingName}"
     assert allowed["iot:Connect"] == [f"{arn}:client/d-f-{thing}"]
     assert f"{arn}:topic/iotsplit/f/lan/*/{thing}/*" in allowed["iot:Publish"]
@@ -106,6 +110,17 @@ def test_aws_confines_a_thing_by_its_name(capsys: pytest.CaptureFixture[str]) ->
     assert allowed["iot:RetainPublish"] == [f"{arn}:topic/iotsplit/f/{path}" for path in kept]
     assert f"{arn}:topicfilter/iotsplit/f/lan/{thing}/*" in allowed["iot:Subscribe"]
     assert not [each for found in allowed.values() for each in found if "+" in each or "#" in each]
+
+
+def test_topics_too_long_for_a_policy_of_aws_are_refused() -> None:
+    with pytest.raises(UsageError, match="too long for a policy of AWS IoT; use a shorter --topic-prefix"):
+        main(
+            [
+                "--for=aws-iot",
+                "--arn=arn:aws:iot:eu-central-1:123456789012",
+                f"--topic-prefix={'x' * 60}/{'y' * 60}/",
+            ]
+        )
 
 
 def test_files_are_written_beside_each_other_and_mosquitto_finds_them(
