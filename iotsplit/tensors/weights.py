@@ -1,4 +1,4 @@
-"""Reads the safetensors files of a model directory, one tensor at a time, without copying them."""
+"""Reads the safetensors files of a model directory without copying them."""
 
 import json
 import mmap
@@ -15,6 +15,9 @@ from iotsplit.errors import UsageError
 _LENGTH = struct.Struct("<Q")
 _HEADER_LIMIT_BYTES = 100 << 20  # the format's own limit
 _EDGE_BYTES = 64
+_COPIED_BYTES = 64 << 10
+_MAPPED_BYTES = 16 << 20
+_MAPPINGS = 64
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -50,8 +53,8 @@ class TensorEntry:
             count *= size
         return count
 
-    def mapped(self) -> torch.Tensor:
-        """The tensor, memory-mapped by itself: when it is dropped, its pages go.
+    def within(self, pages: mmap.mmap | bytes, begin: int) -> torch.Tensor:
+        """The tensor as it lies in a mapping of its file that begins at byte `begin`; a copy if it is small.
 
         Raises:
             UsageError: it is of a type that nothing here computes with.
@@ -60,18 +63,12 @@ class TensorEntry:
             raise UsageError(
                 f"{self.file} has tensors of type {self.dtype}", fix="use a model of float32 or bf16"
             )
+        dtype = DTYPES[self.dtype]
         if not self.elements:
-            return torch.empty(self.shape, dtype=DTYPES[self.dtype])
-        before = self.start % mmap.ALLOCATIONGRANULARITY
-        with self.file.open("rb") as stream:
-            pages = mmap.mmap(
-                stream.fileno(),
-                self.end - self.start + before,
-                access=mmap.ACCESS_COPY,
-                offset=self.start - before,
-            )
-        flat = torch.frombuffer(pages, dtype=DTYPES[self.dtype], offset=before, count=self.elements)
-        return flat.view(self.shape)
+            return torch.empty(self.shape, dtype=dtype)
+        flat = torch.frombuffer(pages, dtype=dtype, offset=self.start - begin, count=self.elements)
+        tensor = flat.view(self.shape)
+        return tensor.clone() if tensor.nbytes <= _COPIED_BYTES else tensor
 
     def edges(self) -> bytes:
         """The first and the last 64 bytes of the data, which tell two trainings apart."""
@@ -105,13 +102,41 @@ class Weights:
         return name in self.entries
 
     def load(self, names: dict[str, str]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield ``(key, tensor)`` for each ``key: name in the files``, memory-mapped, as stored.
+        """Yield ``(key, tensor)`` for each ``key: name in the files``, memory-mapped, in their order there.
+
+        Neighbours share a mapping, because each holds a file descriptor, of which a process has 1024 or so. Its
+        pages go when all of them are dropped; small ones are copied, lest they hold the pages of large ones.
 
         Raises:
             UsageError: a tensor is of a type that nothing here computes with.
         """
-        for key, name in names.items():
-            yield key, self.entries[name].mapped()
+        for together in self._neighbours(names):
+            entries = [self.entries[name] for _, name in together]
+            begin = entries[0].start - entries[0].start % mmap.ALLOCATIONGRANULARITY
+            pages = _mapping(entries[0].file, begin, max(entry.end for entry in entries))
+            for (key, _), entry in zip(together, entries, strict=True):
+                yield key, entry.within(pages, begin)
+
+    def _neighbours(self, names: dict[str, str]) -> list[list[tuple[str, str]]]:
+        found = {key: self.entries[name] for key, name in names.items()}
+        size_bytes = sum(entry.end - entry.start for entry in found.values())
+        longest = max(_MAPPED_BYTES, size_bytes // _MAPPINGS)
+        groups: list[list[tuple[str, str]]] = []
+        first: TensorEntry | None = None
+        for key in sorted(found, key=lambda each: (found[each].file, found[each].start)):
+            entry = found[key]
+            if first is None or entry.file != first.file or entry.end - first.start > longest:
+                first = entry
+                groups.append([])
+            groups[-1].append((key, names[key]))
+        return groups
+
+
+def _mapping(file: Path, begin: int, end: int) -> mmap.mmap | bytes:
+    if end == begin:  # what has no values has no bytes, and nothing maps none
+        return b""
+    with file.open("rb") as stream:
+        return mmap.mmap(stream.fileno(), end - begin, access=mmap.ACCESS_COPY, offset=begin)
 
 
 def _files(directory: Path) -> list[Path]:

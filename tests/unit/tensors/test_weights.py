@@ -1,12 +1,15 @@
-"""Tensors of safetensors files, each mapped by itself."""
+"""Tensors of safetensors files, mapped."""
 
+import gc
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from iotsplit.errors import UsageError
+from iotsplit.tensors import weights as module
 from iotsplit.tensors.weights import DTYPES, Weights
 
 
@@ -45,3 +48,32 @@ def test_a_type_that_nothing_computes_with_is_named(tmp_path: Path) -> None:
     weights = written(tmp_path, {"t": torch.zeros(2, dtype=torch.complex64)})
     with pytest.raises(UsageError, match="C64"):
         loaded(weights)
+
+
+def test_a_thousand_tensors_hold_few_file_descriptors(tmp_path: Path) -> None:
+    tensors = {f"t{n}": torch.full((17_000,), n, dtype=torch.float32) for n in range(1000)}
+    before = psutil.Process().num_fds()
+    found = loaded(written(tmp_path, tensors))
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert psutil.Process().num_fds() - before <= 8
+
+
+def test_large_neighbours_have_mappings_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MAPPED_BYTES", 4096)
+    tensors = {f"t{n}": torch.full((17_000,), n, dtype=torch.float32) for n in range(8)}
+    weights = written(tmp_path, tensors)
+    assert [len(each) for each in weights._neighbours({name: name for name in tensors})] == [1] * 8
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in loaded(weights).items())
+
+
+def test_small_tensors_do_not_hold_the_pages_of_their_neighbours(tmp_path: Path) -> None:
+    sizes = {"a": 17_000, "b": 5, "c": 17_000}
+    weights = written(tmp_path, {name: torch.ones(size) for name, size in sizes.items()})
+    maps = Path("/proc/self/maps")
+    found = loaded(weights)
+    assert str(tmp_path) in maps.read_text()
+    kept = found["b"]
+    found.clear()
+    gc.collect()
+    assert str(tmp_path) not in maps.read_text()
+    assert kept.sum() == 5
