@@ -92,8 +92,11 @@ class Start:
         """Whether the adapter version will do: nothing is better, and neighbours have kept all since then."""
         if self.chosen is not None:
             return False
+        if self._at_most is None and not self.assignment.checkpoint:
+            return True
+        # Who goes back has named a checkpoint: neighbours may keep only what comes after the one before it.
         early = self._at_most is not None and self._at_most < self._every
-        return not self.assignment.checkpoint or (self._is_near_start and (early or self._gave_up))
+        return self._is_near_start and (early or self._gave_up)
 
     @property
     def _is_near_start(self) -> bool:

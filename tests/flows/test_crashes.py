@@ -110,6 +110,11 @@ def test_any_crash_ends_in_the_same_adapter(small_model: Path, first: int) -> No
             run(small_model, seed, disks)
 
 
+@pytest.mark.parametrize("seed", [110_106, 210_283])
+def test_what_was_found_once_is_found_no_more(small_model: Path, seed: int, tmp_path: Path) -> None:
+    run(small_model, seed, tmp_path)
+
+
 @pytest.mark.parametrize("first", range(FIRST, FIRST + SCHEDULES // 10, CHUNK))
 def test_with_impatience_every_crash_ends_with_a_clean_ledger(small_model: Path, first: int) -> None:
     for seed in range(first, min(first + CHUNK, FIRST + SCHEDULES // 10)):

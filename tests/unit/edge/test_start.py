@@ -225,3 +225,12 @@ def test_a_later_checkpoint_on_the_broker_says_that_the_start_is_far() -> None:
     made = start(EVERY, at_most=EVERY - 1)
     show(made, 2 * EVERY)
     assert not made.may_begin_anew
+
+
+@pytest.mark.parametrize("checkpoint", [None, 0])
+def test_who_goes_back_looks_for_a_checkpoint_first_whatever_the_cloud_knows(checkpoint: int | None) -> None:
+    made = start(checkpoint, at_most=EVERY)
+    assert not made.may_begin_anew
+    show(made, EVERY)
+    assert made.chosen is not None
+    assert made.chosen.step == EVERY
