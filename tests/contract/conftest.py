@@ -1,7 +1,11 @@
-"""Brokers for the contract: one of each kind for the whole run."""
+"""Brokers for the contract: one of each kind for the whole run.
+
+`IOTSPLIT_OTHER_BROKER=1884 pytest tests/contract` runs it against what listens on that port of 127.0.0.1, too.
+"""
 
 import importlib.util
 import itertools
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -32,11 +36,17 @@ def embedded_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     broker.stop()
 
 
+@pytest.fixture(scope="session")
+def other_port() -> int:
+    return int(os.environ["IOTSPLIT_OTHER_BROKER"])
+
+
 @pytest.fixture(
     params=[
         "memory",
         pytest.param("mosquitto", marks=pytest.mark.broker),
         pytest.param("embedded", marks=pytest.mark.broker),
+        *(["other"] if os.environ.get("IOTSPLIT_OTHER_BROKER") else []),
     ]
 )
 def bus(request: pytest.FixtureRequest) -> Iterator[Bus]:
