@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from iotsplit.topics import Topics
-from iotsplit_broker.access import DEVICE, ME, ROLES
-from iotsplit_broker.crossings import crossings
-from iotsplit_broker.mosquitto_acl import acl_lines
+from iotsplit_broker.configuration.access import DEVICE, ME, ROLES
+from iotsplit_broker.configuration.crossings import crossings
+from iotsplit_broker.configuration.mosquitto_acl import acl_lines
 
 ROOT = Path(__file__).parents[1]
 

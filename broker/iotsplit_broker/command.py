@@ -27,9 +27,9 @@ iotsplit broker run --help shows the options of a command.
 """
 VERBS = {
     RUN: "iotsplit_broker.run",
-    "check": "iotsplit_broker.check",
-    "config": "iotsplit_broker.config",
-    "bridge": "iotsplit_broker.bridge",
+    "check": "iotsplit_broker.checking.check",
+    "config": "iotsplit_broker.configuration.config",
+    "bridge": "iotsplit_broker.configuration.bridge",
 }
 """The module whose ``main`` gets the words behind each verb; it is imported for no other."""
 

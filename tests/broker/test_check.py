@@ -14,15 +14,16 @@ from iotsplit.errors import BrokerUnreachableError, RefusedError
 from iotsplit.packet import Packet
 from iotsplit.runtime.address import BrokerAddress
 from iotsplit.topics import Topics
-from iotsplit_broker import check, examination, loads, points, probes, process
-from iotsplit_broker.access import DEVICE
-from iotsplit_broker.bench import Bench
-from iotsplit_broker.client import BareClient
-from iotsplit_broker.examination import QUICK, reach
-from iotsplit_broker.findings import Verdict
-from iotsplit_broker.mosquitto_acl import acl_lines
+from iotsplit_broker import process
+from iotsplit_broker.checking import check, examination, loads, points, probes
+from iotsplit_broker.checking.bench import Bench
+from iotsplit_broker.checking.client import BareClient
+from iotsplit_broker.checking.examination import QUICK, reach
+from iotsplit_broker.checking.findings import Verdict
+from iotsplit_broker.checking.rights import Role, judge_rights
+from iotsplit_broker.configuration.access import DEVICE
+from iotsplit_broker.configuration.mosquitto_acl import acl_lines
 from iotsplit_broker.process import Broker, Kind, start
-from iotsplit_broker.rights import Role, judge_rights
 from iotsplit_broker.settings import BrokerSettings
 from tests.broker.conftest import StartBroker
 

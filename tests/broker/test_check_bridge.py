@@ -9,12 +9,13 @@ import pytest
 
 from iotsplit.runtime.address import BrokerAddress
 from iotsplit.topics import Topics
-from iotsplit_broker import check, examination, process
-from iotsplit_broker.bench import Bench
-from iotsplit_broker.bridges import crossing
-from iotsplit_broker.client import BareClient
-from iotsplit_broker.crossing import judge_crossing
-from iotsplit_broker.findings import Finding, Verdict
+from iotsplit_broker import process
+from iotsplit_broker.checking import check, examination
+from iotsplit_broker.checking.bench import Bench
+from iotsplit_broker.checking.bridges import crossing
+from iotsplit_broker.checking.client import BareClient
+from iotsplit_broker.checking.crossing import judge_crossing
+from iotsplit_broker.checking.findings import Finding, Verdict
 from iotsplit_broker.process import Broker
 from iotsplit_broker.settings import BrokerSettings, mosquitto_conf
 from tests.broker.conftest import StartBroker

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from iotsplit.errors import RefusedError
-from iotsplit_broker import check, config, examination
+from iotsplit_broker.checking import check, examination
+from iotsplit_broker.configuration import config
 from iotsplit_broker.process import Broker
 from tests.broker.conftest import StartBroker
 from tests.broker.sites import SECRET, users_file

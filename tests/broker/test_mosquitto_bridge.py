@@ -7,7 +7,7 @@ import pytest
 
 from iotsplit.packet import Packet
 from iotsplit.runtime.mqtt import MqttLink
-from iotsplit_broker.bridge import main
+from iotsplit_broker.configuration.bridge import main
 from tests.broker.conftest import Certificates, StartBroker
 from tests.broker.sites import SECRET, Listener, address_of, users_file
 from tests.proxy import TcpProxy

@@ -13,7 +13,7 @@ from iotsplit.runtime import processes
 from iotsplit.runtime.address import BrokerAddress
 from iotsplit.runtime.link import LinkChange
 from iotsplit.runtime.mqtt import MqttLink
-from iotsplit_broker.config import main
+from iotsplit_broker.configuration.config import main
 from iotsplit_broker.process import find_mosquitto
 from tests.broker.conftest import Certificates
 from tests.broker.sites import SECRET, users_file

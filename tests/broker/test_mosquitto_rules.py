@@ -9,7 +9,7 @@ import pytest
 from iotsplit.packet import Packet
 from iotsplit.runtime.address import BrokerAddress
 from iotsplit.runtime.mqtt import MqttLink
-from iotsplit_broker.config import main
+from iotsplit_broker.configuration.config import main
 from iotsplit_broker.process import Broker
 from tests.broker.conftest import StartBroker
 from tests.broker.sites import SECRET, Listener, users_file

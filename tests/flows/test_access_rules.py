@@ -8,8 +8,8 @@ import pytest
 from iotsplit.agent import Agent
 from iotsplit.packet import Packet
 from iotsplit.topics import Topics
-from iotsplit_broker.access import ROLES, Access
-from iotsplit_broker.crossings import Crossing, Way, crossings
+from iotsplit_broker.configuration.access import ROLES, Access
+from iotsplit_broker.configuration.crossings import Crossing, Way, crossings
 from tests.flows.weather import WeatherFleet, settings
 from tests.support import matches
 

@@ -11,8 +11,8 @@ import pytest
 from iotsplit.errors import BrokerUnreachableError, UsageError
 from iotsplit.runtime.address import BrokerAddress
 from iotsplit.runtime.connection import explain
-from iotsplit_broker.bridge import main
-from iotsplit_broker.version import is_v5, speaks_v5
+from iotsplit_broker.configuration.bridge import main
+from iotsplit_broker.configuration.version import is_v5, speaks_v5
 
 ENDS = ["--local=mqtt://127.0.0.1", "--remote=mqtt://cloud.example", "--protocol=v5"]
 

@@ -9,13 +9,13 @@ from iotsplit.errors import UsageError
 from iotsplit.options import parse
 from iotsplit.runtime.address import BrokerAddress
 from iotsplit.topics import Topics
-from iotsplit_broker import examination
-from iotsplit_broker.bench import Bench
-from iotsplit_broker.check import CheckOptions
-from iotsplit_broker.examination import Examination, Extent
-from iotsplit_broker.findings import Finding, Verdict
-from iotsplit_broker.report import as_object, conclusion, is_fit, lines_of
-from iotsplit_broker.rights import Role
+from iotsplit_broker.checking import examination
+from iotsplit_broker.checking.bench import Bench
+from iotsplit_broker.checking.check import CheckOptions
+from iotsplit_broker.checking.examination import Examination, Extent
+from iotsplit_broker.checking.findings import Finding, Verdict
+from iotsplit_broker.checking.report import as_object, conclusion, is_fit, lines_of
+from iotsplit_broker.checking.rights import Role
 
 OK = Finding(point="payload", verdict=Verdict.OK, needed=True, said="1 MiB")
 WARNING = Finding(

@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from iotsplit.errors import UsageError
-from iotsplit_broker.config import main
+from iotsplit_broker.configuration.config import main
 
 WHO = ["--edges=edge-1", "--operators=anna", "--bridges=plant7", "--devices=press", "--fleet=f"]
 

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from iotsplit_broker.crossing import WAYS, Crossed, judge_crossing
-from iotsplit_broker.findings import Finding, Verdict
+from iotsplit_broker.checking.crossing import WAYS, Crossed, judge_crossing
+from iotsplit_broker.checking.findings import Finding, Verdict
 
 FINE = [
     Crossed(way=way, whole=way.wanted, qos=1 if way.wanted else None, kept=way.wanted and way.retained)

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from iotsplit_broker import points
-from iotsplit_broker.findings import Finding, Verdict, untested
-from iotsplit_broker.points import (
+from iotsplit_broker.checking import points
+from iotsplit_broker.checking.findings import Finding, Verdict, untested
+from iotsplit_broker.checking.points import (
     ManyRetained,
     Payload,
     Qos,

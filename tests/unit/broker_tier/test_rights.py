@@ -6,8 +6,8 @@ from iotsplit.errors import PeerError
 from iotsplit.mailbox import Mailbox
 from iotsplit.packet import Packet
 from iotsplit.topics import DEPTHS, Topics
-from iotsplit_broker.findings import Finding, Verdict
-from iotsplit_broker.rights import PATHS, READS, WRITES, Access, Role, access_of, judge_rights, lacks
+from iotsplit_broker.checking.findings import Finding, Verdict
+from iotsplit_broker.checking.rights import PATHS, READS, WRITES, Access, Role, access_of, judge_rights, lacks
 
 TOPICS = Topics("default", "plant7/")
 ALL = dict.fromkeys(PATHS, Access(write=True, read=True))

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from iotsplit_broker import advice
-from iotsplit_broker.findings import MIB, Figure, Finding, Verdict, kib
+from iotsplit_broker.checking import advice
+from iotsplit_broker.checking.findings import MIB, Figure, Finding, Verdict, kib
 
 LEAST_QUEUE = 200  # below it, one step of a few devices may already overflow the queue of an edge
 LEAST_WINDOW = 32  # topics of one adapter version or checkpoint that an agent asks for at a time

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from iotsplit_broker import advice
-from iotsplit_broker.findings import Figure, Finding, Verdict
+from iotsplit_broker.checking import advice
+from iotsplit_broker.checking.findings import Figure, Finding, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from iotsplit.topics import Topics
-from iotsplit_broker.access import DEVICE, ROLES, Rule, Users
+from iotsplit_broker.configuration.access import DEVICE, ROLES, Rule, Users
 
 
 def mosquitto_acl(topics: Topics, users: Users, *, bridge: Sequence[Rule]) -> str:

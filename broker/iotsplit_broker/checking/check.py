@@ -16,13 +16,13 @@ from iotsplit.runtime.address import address_of
 from iotsplit.runtime.processes import signals_handled
 from iotsplit.settings import at_least
 from iotsplit.topics import AGENT_ID, Topics, check_agent_id
-from iotsplit_broker.advice import SMALLEST_CHUNK
-from iotsplit_broker.findings import Finding
-from iotsplit_broker.report import as_object, conclusion, is_fit, lines_of
-from iotsplit_broker.rights import Role
+from iotsplit_broker.checking.advice import SMALLEST_CHUNK
+from iotsplit_broker.checking.findings import Finding
+from iotsplit_broker.checking.report import as_object, conclusion, is_fit, lines_of
+from iotsplit_broker.checking.rights import Role
 
 if TYPE_CHECKING:
-    from iotsplit_broker.bench import Bench
+    from iotsplit_broker.checking.bench import Bench
 
 EXAMPLES = (
     "iotsplit broker check mqtt://broker.plant7",
@@ -109,7 +109,7 @@ class CheckOptions(BrokerOptions, CommonOptions):
 def main(words: Sequence[str]) -> int:
     """Check a broker; 0 if it is fit, 7 if it is not."""
     options = parse(CheckOptions, words, name="iotsplit broker check", examples=EXAMPLES, places=("url",))
-    from iotsplit_broker.examination import FULL, QUICK, Examination  # noqa: PLC0415 - keeps --help quick
+    from iotsplit_broker.checking.examination import FULL, QUICK, Examination  # noqa: PLC0415 - keeps --help quick
 
     near = _bench(options.near_end, options)
     far = None if options.far_end is None else _bench(options.far_end, options)
@@ -148,7 +148,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _bench(end: BrokerOptions, options: CheckOptions) -> "Bench":
-    from iotsplit_broker.bench import Bench  # noqa: PLC0415 - keeps --help quick
+    from iotsplit_broker.checking.bench import Bench  # noqa: PLC0415 - keeps --help quick
 
     address = address_of(end)
     known = options.id or address.user or ""

@@ -6,9 +6,9 @@ from enum import StrEnum
 
 from iotsplit.runtime.memory import matches
 from iotsplit.topics import Topics
-from iotsplit_broker.access import ROLES, Rule
-from iotsplit_broker.findings import Figure, Finding, Verdict
-from iotsplit_broker.mosquitto_acl import acl_lines
+from iotsplit_broker.checking.findings import Figure, Finding, Verdict
+from iotsplit_broker.configuration.access import ROLES, Rule
+from iotsplit_broker.configuration.mosquitto_acl import acl_lines
 
 REFUSED = 0x80  # codes of MQTT from here on are refusals
 

@@ -3,10 +3,10 @@
 from iotsplit.errors import UserError
 from iotsplit.packet import Packet
 from iotsplit.runtime import clock
-from iotsplit_broker.bench import Bench
-from iotsplit_broker.client import QUIET_S, WAIT_S, BareClient, Manners
-from iotsplit_broker.points import ManyRetained, Payload, Qos, Retained, Takeover, Versions, Will
-from iotsplit_broker.rights import PATHS, REFUSED, Access, access_of
+from iotsplit_broker.checking.bench import Bench
+from iotsplit_broker.checking.client import QUIET_S, WAIT_S, BareClient, Manners
+from iotsplit_broker.checking.points import ManyRetained, Payload, Qos, Retained, Takeover, Versions, Will
+from iotsplit_broker.checking.rights import PATHS, REFUSED, Access, access_of
 
 LARGEST_BYTES = 1024 * 1024  # nobody needs to know of more
 FINEST_BYTES = 512

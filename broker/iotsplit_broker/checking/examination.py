@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from iotsplit.errors import RefusedError, UserError
 from iotsplit.packet import Packet
 from iotsplit.runtime import clock
-from iotsplit_broker import bridges, crossing, loads, points, probes
-from iotsplit_broker.access import ME, MEMBER
-from iotsplit_broker.bench import Bench
-from iotsplit_broker.findings import Finding, untested
-from iotsplit_broker.mosquitto_acl import acl_lines
-from iotsplit_broker.rights import Role, allowing, judge_rights
+from iotsplit_broker.checking import bridges, crossing, loads, points, probes
+from iotsplit_broker.checking.bench import Bench
+from iotsplit_broker.checking.findings import Finding, untested
+from iotsplit_broker.checking.rights import Role, allowing, judge_rights
+from iotsplit_broker.configuration.access import ME, MEMBER
+from iotsplit_broker.configuration.mosquitto_acl import acl_lines
 
 LEAST_BYTES = 16
 ONE_CLIENT = "this broker lets a user have one client at a time, and a slow reader needs another that writes"

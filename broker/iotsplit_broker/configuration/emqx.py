@@ -6,7 +6,7 @@ Written from the vendor's documentation (docs.emqx.com: configuration, acl.conf,
 from collections.abc import Sequence
 
 from iotsplit.topics import Topics
-from iotsplit_broker.access import DEVICE, ROLES, Rule, Users
+from iotsplit_broker.configuration.access import DEVICE, ROLES, Rule, Users
 from iotsplit_broker.settings import MAX_QUEUED_MESSAGES, BrokerSettings
 
 ACL = "iotsplit-acl.conf"

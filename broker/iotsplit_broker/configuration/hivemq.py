@@ -7,7 +7,7 @@ run here.
 from collections.abc import Iterator, Sequence
 
 from iotsplit.topics import Topics
-from iotsplit_broker.access import ROLES, Access, Rule, Users
+from iotsplit_broker.configuration.access import ROLES, Access, Rule, Users
 from iotsplit_broker.settings import MAX_QUEUED_MESSAGES, BrokerSettings
 
 HEAD = """\

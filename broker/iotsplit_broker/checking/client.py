@@ -24,7 +24,7 @@ from iotsplit.runtime.connection import (
     explain_answer,
     introduce,
 )
-from iotsplit_broker.rights import REFUSED
+from iotsplit_broker.checking.rights import REFUSED
 
 KEEPALIVE_S = 60  # it may be silent for so long while it holds its breath
 WINDOW = 100

@@ -8,11 +8,11 @@ from pathlib import Path
 from iotsplit.errors import UsageError, UserError
 from iotsplit.options import BrokerOptions, CommonOptions, parse
 from iotsplit.runtime.address import BrokerAddress
-from iotsplit_broker import output
-from iotsplit_broker.access import check_user, plain_topics
-from iotsplit_broker.bridge_section import MAX_NAME, Bridge, Protocol, bridge_section
-from iotsplit_broker.crossings import Crossing, crossings, price_of_standby
-from iotsplit_broker.version import speaks_v5
+from iotsplit_broker.configuration import output
+from iotsplit_broker.configuration.access import check_user, plain_topics
+from iotsplit_broker.configuration.bridge_section import MAX_NAME, Bridge, Protocol, bridge_section
+from iotsplit_broker.configuration.crossings import Crossing, crossings, price_of_standby
+from iotsplit_broker.configuration.version import speaks_v5
 
 EXAMPLES = (
     "iotsplit broker bridge --local mqtt://127.0.0.1 --remote mqtt://10.0.0.5 --prefix plant7/",

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from iotsplit_broker.findings import Finding, Verdict
+from iotsplit_broker.checking.findings import Finding, Verdict
 
 MARK_WIDTH, POINT_WIDTH = 6, 16
 

@@ -12,9 +12,9 @@ from iotsplit.errors import RunFailedError
 from iotsplit.packet import Packet
 from iotsplit.runtime import clock
 from iotsplit.runtime.link import LinkChange
-from iotsplit_broker.bench import Bench
-from iotsplit_broker.client import QUIET_S, WAIT_S, BareClient, Manners
-from iotsplit_broker.points import Queue, Speed, Trip
+from iotsplit_broker.checking.bench import Bench
+from iotsplit_broker.checking.client import QUIET_S, WAIT_S, BareClient, Manners
+from iotsplit_broker.checking.points import Queue, Speed, Trip
 
 MESSAGE = bytes(1024)
 PATIENCE_S = 15.0

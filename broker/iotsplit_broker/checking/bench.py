@@ -9,7 +9,7 @@ from iotsplit.packet import Packet
 from iotsplit.runtime.address import BrokerAddress
 from iotsplit.runtime.mqtt import MqttLink
 from iotsplit.topics import Topics
-from iotsplit_broker.client import BareClient, Manners
+from iotsplit_broker.checking.client import BareClient, Manners
 
 
 class Bench:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from iotsplit.errors import UsageError
 from iotsplit.plan import Tier
 from iotsplit.topics import Topics
-from iotsplit_broker.access import ROLES, Rule
+from iotsplit_broker.configuration.access import ROLES, Rule
 
 THING = "${iot:Connection.Thing.ThingName}"
 VERSION = "2012-10-17"

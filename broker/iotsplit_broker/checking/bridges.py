@@ -4,9 +4,9 @@ import secrets
 
 from iotsplit.packet import Packet
 from iotsplit.runtime import clock
-from iotsplit_broker.bench import Bench
-from iotsplit_broker.client import QUIET_S, WAIT_S, BareClient
-from iotsplit_broker.crossing import WAYS, Crossed, Way
+from iotsplit_broker.checking.bench import Bench
+from iotsplit_broker.checking.client import QUIET_S, WAIT_S, BareClient
+from iotsplit_broker.checking.crossing import WAYS, Crossed, Way
 
 
 def crossing(floor: Bench, far: Bench, size: int) -> list[Crossed]:

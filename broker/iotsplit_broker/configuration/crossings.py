@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from iotsplit_broker.access import Access, Rule
+from iotsplit_broker.configuration.access import Access, Rule
 
 
 class Way(StrEnum):

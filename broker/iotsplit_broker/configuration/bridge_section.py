@@ -9,7 +9,7 @@ from pathlib import Path
 from iotsplit.errors import UsageError
 from iotsplit.runtime.address import BrokerAddress
 from iotsplit.topics import Topics
-from iotsplit_broker.crossings import Crossing, Way
+from iotsplit_broker.configuration.crossings import Crossing, Way
 
 KEEPALIVE_S = 15
 LONGEST_RETRY_S = 10  # an agent that is silent for 30 s is taken for lost

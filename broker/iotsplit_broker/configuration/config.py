@@ -9,14 +9,14 @@ from pathlib import Path
 from iotsplit.errors import UsageError
 from iotsplit.options import CommonOptions, parse
 from iotsplit.topics import Topics
-from iotsplit_broker import output
-from iotsplit_broker.access import Rule, Users, plain_topics
-from iotsplit_broker.aws_iot import aws_notes, aws_policies
-from iotsplit_broker.crossings import bridge_rules, crossings
-from iotsplit_broker.emqx import ACL as EMQX_ACL
-from iotsplit_broker.emqx import emqx_acl, emqx_conf
-from iotsplit_broker.hivemq import hivemq_config, hivemq_credentials
-from iotsplit_broker.mosquitto_acl import mosquitto_acl
+from iotsplit_broker.configuration import output
+from iotsplit_broker.configuration.access import Rule, Users, plain_topics
+from iotsplit_broker.configuration.aws_iot import aws_notes, aws_policies
+from iotsplit_broker.configuration.crossings import bridge_rules, crossings
+from iotsplit_broker.configuration.emqx import ACL as EMQX_ACL
+from iotsplit_broker.configuration.emqx import emqx_acl, emqx_conf
+from iotsplit_broker.configuration.hivemq import hivemq_config, hivemq_credentials
+from iotsplit_broker.configuration.mosquitto_acl import mosquitto_acl
 from iotsplit_broker.settings import AUTOSAVE_S, MAX_MESSAGE_BYTES, BrokerSettings, mosquitto_conf
 
 EXAMPLES = (

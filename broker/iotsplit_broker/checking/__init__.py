@@ -1,0 +1,1 @@
+"""``iotsplit broker check``: is a broker, or a bridge, fit for fleets?"""

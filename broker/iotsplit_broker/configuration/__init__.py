@@ -1,0 +1,1 @@
+"""``iotsplit broker config`` and ``bridge``: access rules and settings for brokers that exist."""
