@@ -15,9 +15,10 @@ import lz4.frame
 import msgpack
 import msgspec
 
+from iotsplit import limits
 from iotsplit.errors import ChunkMismatchError, MalformedMessageError, MessageTooLargeError
 
-CHUNK_BYTES = 60 * 1024
+CHUNK_BYTES = limits.CHUNK_BYTES
 HEADER_BYTES = 160  # room for the array around the bytes, ids at their longest
 RAW, LZ4 = 0, 1
 MAX_RATIO = 255  # LZ4 cannot do better: a byte of its format stands for at most so many

@@ -12,13 +12,14 @@ from iotsplit.errors import UsageError
 from iotsplit.quantities import UNITS
 
 CHUNK_BYTES = 60 * 1024
+"""The largest payload where a broker sets no lower limit."""
 PACKET_BYTES = 256  # room for what a PUBLISH packet has beside its payload: header, topic, packet id
 LEAST_BYTES_PER_S = 8192
 MARGIN = 0.9
 """Share of a profile's rates that is used: what leaves evenly may arrive in bunches."""
 
 _RATE = re.compile(rf"(\d+(?:\.\d+)?)\s*({'|'.join(UNITS)})?/s")
-_CHUNK = re.compile(r"(?:^|/)(?:adapter/\d+|checkpoint/[^/]+/[^/]+)/\d+")
+_CHUNK = re.compile(r"(?:^|/)(?:adapter/\d+|checkpoint/[^/]+/[^/]+)/[0-9]+\Z")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +169,7 @@ def fitting(wanted: frozenset[str], held: frozenset[str], most: int | None) -> f
 
 def is_chunk(topic: str) -> bool:
     """Whether a topic is that of one chunk of retained state."""
-    return _CHUNK.search(topic) is not None and topic.rpartition("/")[2].isdecimal()
+    return _CHUNK.search(topic) is not None
 
 
 def _read_rate(text: str) -> tuple[str, int]:

@@ -12,10 +12,7 @@ from typing import Any
 import msgspec
 import torch
 from paho.mqtt.client import topic_matches_sub
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Split
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from iotsplit.agent import Agent, Sink
 from iotsplit.mailbox import Mailbox
@@ -25,7 +22,7 @@ from iotsplit.role import Local, Role
 from iotsplit.runtime.runner import HEARTBEAT_S, due_command
 from iotsplit.settings import FleetSettings, TrainingSettings
 from iotsplit.states import Birth, Event, Metrics
-from iotsplit.tensors import adapters
+from iotsplit.tensors import adapters, tiny
 from iotsplit.tensors.models import describe
 from iotsplit.tensors.parts import load_part
 from iotsplit.topics import Topics
@@ -74,11 +71,7 @@ def tiny_model(directory: Path, **changes: object) -> Path:
 def letters_model(directory: Path) -> Path:
     """The same with a tokenizer that reads single letters."""
     tiny_model(directory)
-    letters = {letter: place for place, letter in enumerate("?" + string.ascii_lowercase + " \n")}
-    words = Tokenizer(WordLevel(letters, unk_token="?"))
-    words.pre_tokenizer = Split("", "isolated")
-    tokenizer: Any = PreTrainedTokenizerFast
-    tokenizer(tokenizer_object=words, eos_token="?").save_pretrained(directory)
+    tiny.write_tokenizer(directory, string.ascii_lowercase + " \n")
     return directory
 
 

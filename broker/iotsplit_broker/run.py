@@ -16,7 +16,7 @@ from platformdirs import user_state_path
 
 from iotsplit.errors import RunFailedError, UsageError
 from iotsplit.options import CommonOptions, parse
-from iotsplit.runtime.processes import die_with_parent
+from iotsplit.runtime.processes import die_with_parent, signals_handled
 from iotsplit_broker.process import EMBEDDED_LACKS, Broker, Kind, start
 from iotsplit_broker.settings import AUTOSAVE_S, LOOPBACK, MAX_MESSAGE_BYTES, BrokerSettings
 
@@ -89,12 +89,8 @@ def _signals() -> Iterator[Signals]:
         del frame
         queue.put(number)
 
-    before = {number: signal.signal(number, put) for number in (*ENDINGS, signal.SIGCHLD)}
-    try:
+    with signals_handled((*ENDINGS, signal.SIGCHLD), put):
         yield queue
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def settings_of(options: BrokerCommand) -> BrokerSettings:

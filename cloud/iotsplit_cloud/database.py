@@ -7,6 +7,7 @@ from typing import TypeVar
 import msgspec
 
 from iotsplit.errors import RunFailedError, UsageError
+from iotsplit.runtime.transactions import transaction
 
 FORMAT = 2
 
@@ -98,15 +99,9 @@ class Database:
 
     def _run(self, statements: list[tuple[str, tuple[str, ...]]]) -> None:
         try:
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
+            with transaction(self._connection):
                 for statement, values in statements:
                     self._connection.execute(statement, values)
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:  # a full disk has ended it already
-                    self._connection.execute("ROLLBACK")
-                raise
         except sqlite3.Error as error:
             raise self._unwritable(error) from None
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from iotsplit.errors import RunFailedError, UsageError
+from iotsplit.runtime.transactions import transaction
 from iotsplit_device.texts import digest
 
 FORMAT = 1
@@ -124,20 +125,11 @@ class TextStore:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Cursor]:
-        run = self._connection.cursor()
         try:
-            run.execute("BEGIN IMMEDIATE")
-            try:
+            with contextlib.closing(self._connection.cursor()) as run, transaction(self._connection):
                 yield run
-                run.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:  # a full disk has ended it already
-                    run.execute("ROLLBACK")
-                raise
         except sqlite3.Error as error:
             raise self._unwritable(error) from None
-        finally:
-            run.close()
 
     def _refused(self, reason: str) -> UsageError:
         return UsageError(

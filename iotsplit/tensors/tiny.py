@@ -22,10 +22,10 @@ def make(directory: Path, *, layers: int, seed: int) -> Path:
         layers: of the model.
         seed: of its parameters; the same seed gives the same model.
     """
-    letters = {letter: place for place, letter in enumerate(UNKNOWN + string.printable.replace(UNKNOWN, ""))}
+    characters = string.printable.replace(UNKNOWN, "")
     config = AutoConfig.for_model(
         "llama",
-        vocab_size=len(letters),
+        vocab_size=1 + len(characters),
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=layers,
@@ -37,8 +37,14 @@ def make(directory: Path, *, layers: int, seed: int) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         new(config).save_pretrained(directory)
+    write_tokenizer(directory, characters)
+    return directory
+
+
+def write_tokenizer(directory: Path, characters: str) -> None:
+    """Write a tokenizer of single characters; `UNKNOWN` is the first."""
+    letters = {letter: place for place, letter in enumerate(UNKNOWN + characters)}
     words = Tokenizer(WordLevel(letters, unk_token=UNKNOWN))
     words.pre_tokenizer = Split("", "isolated")
     tokenizer: Any = PreTrainedTokenizerFast
     tokenizer(tokenizer_object=words, eos_token=UNKNOWN).save_pretrained(directory)
-    return directory

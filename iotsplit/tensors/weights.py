@@ -111,24 +111,22 @@ class Weights:
             UsageError: a tensor is of a type that nothing here computes with.
         """
         for together in self._neighbours(names):
-            entries = [self.entries[name] for _, name in together]
-            begin = entries[0].start - entries[0].start % mmap.ALLOCATIONGRANULARITY
-            pages = _mapping(entries[0].file, begin, max(entry.end for entry in entries))
-            for (key, _), entry in zip(together, entries, strict=True):
+            first = together[0][1]
+            begin = first.start - first.start % mmap.ALLOCATIONGRANULARITY
+            pages = _mapping(first.file, begin, max(entry.end for _, entry in together))
+            for key, entry in together:
                 yield key, entry.within(pages, begin)
 
-    def _neighbours(self, names: dict[str, str]) -> list[list[tuple[str, str]]]:
+    def _neighbours(self, names: dict[str, str]) -> list[list[tuple[str, TensorEntry]]]:
         found = {key: self.entries[name] for key, name in names.items()}
         size_bytes = sum(entry.end - entry.start for entry in found.values())
         longest = max(_MAPPED_BYTES, size_bytes // _MAPPINGS)
-        groups: list[list[tuple[str, str]]] = []
-        first: TensorEntry | None = None
-        for key in sorted(found, key=lambda each: (found[each].file, found[each].start)):
-            entry = found[key]
+        groups: list[list[tuple[str, TensorEntry]]] = []
+        for key, entry in sorted(found.items(), key=lambda item: (item[1].file, item[1].start)):
+            first = groups[-1][0][1] if groups else None
             if first is None or entry.file != first.file or entry.end - first.start > longest:
-                first = entry
                 groups.append([])
-            groups[-1].append((key, names[key]))
+            groups[-1].append((key, entry))
         return groups
 
 

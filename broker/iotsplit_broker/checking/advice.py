@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-SMALLEST_CHUNK = 161  # of an agent: below it there is no room for a frame's own words
+from iotsplit.mailbox import LEAST_CHUNK_BYTES
 
 RETAINED = {
     "mosquitto": "retain_available true, and let the user write and read these topics",
@@ -52,6 +52,6 @@ def payload(needed_bytes: int, largest_bytes: int) -> Mapping[str, str]:
         "hivemq": "<mqtt><packets><max-packet-size>1048576</max-packet-size></packets></mqtt>",
         "the embedded broker": f"max_payload_size = {needed_bytes} or more",
     }
-    if largest_bytes >= SMALLEST_CHUNK:
+    if largest_bytes >= LEAST_CHUNK_BYTES:
         fixes["agents"] = f"--chunk-bytes {largest_bytes}"
     return fixes

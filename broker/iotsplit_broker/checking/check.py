@@ -10,13 +10,13 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from iotsplit.mailbox import LEAST_CHUNK_BYTES
 from iotsplit.options import BrokerOptions, CommonOptions, parse
 from iotsplit.runtime import clock
 from iotsplit.runtime.address import address_of
 from iotsplit.runtime.processes import signals_handled
 from iotsplit.settings import at_least
 from iotsplit.topics import AGENT_ID, Topics, check_agent_id
-from iotsplit_broker.checking.advice import SMALLEST_CHUNK
 from iotsplit_broker.checking.findings import Finding
 from iotsplit_broker.checking.report import as_object, conclusion, is_fit, lines_of
 from iotsplit_broker.checking.rights import Role
@@ -45,7 +45,7 @@ class CheckOptions(BrokerOptions, CommonOptions):
         url: Address of the broker, as in --broker.
         id: Name that stands in the topics; by default the user's, else one of its own.
         role: Whose rights the user should have: device, edge, cloud, or any if those of one of them are enough.
-        chunk_bytes: Largest MQTT message that agents are to send.
+        chunk_bytes: Largest MQTT payload that agents are to send; by default as theirs.
         quick: Try less: at most a minute and 10 MiB.
         remote: Address of the broker at the other end of a bridge, to see what becomes of messages on the way.
         remote_topic_prefix: What stands before the topics there; by default the same.
@@ -57,7 +57,7 @@ class CheckOptions(BrokerOptions, CommonOptions):
     url: str | None = None
     id: str | None = None
     role: Role = Role.ANY
-    chunk_bytes: int = 61440
+    chunk_bytes: int | None = None
     quick: bool = False
     remote: str | None = None
     remote_topic_prefix: str | None = None
@@ -72,7 +72,7 @@ class CheckOptions(BrokerOptions, CommonOptions):
             UsageError: a value is out of its range.
         """
         super().__post_init__()
-        at_least("chunk_bytes", self.chunk_bytes, SMALLEST_CHUNK)
+        at_least("chunk_bytes", self.limits.chunk_bytes(self.chunk_bytes), LEAST_CHUNK_BYTES)
         if self.id is not None:
             check_agent_id(self.id)
 
@@ -153,7 +153,8 @@ def _bench(end: BrokerOptions, options: CheckOptions) -> "Bench":
     address = address_of(end)
     known = options.id or address.user or ""
     agent = known if AGENT_ID.fullmatch(known) else f"check-{secrets.token_hex(4)}"
-    return Bench(address, Topics(end.fleet, end.topic_prefix), agent, chunk_bytes=options.chunk_bytes)
+    chunk_bytes = options.limits.chunk_bytes(options.chunk_bytes)
+    return Bench(address, Topics(end.fleet, end.topic_prefix), agent, chunk_bytes=chunk_bytes)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

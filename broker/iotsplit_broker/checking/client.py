@@ -4,7 +4,7 @@ import contextlib
 import queue
 import socket
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -133,7 +133,7 @@ class BareClient:
         for start in range(0, len(filters), most):
             some = filters[start : start + most]
             _, message_id = self._client.subscribe([(each, qos) for each in some])
-            self._wait(lambda each=message_id: each in self._granted or self._ended, WAIT_S)  # type: ignore[misc]
+            self._wait_for(message_id, self._granted, WAIT_S)
             codes += self._granted.get(message_id or 0, [REFUSED] * len(some))
         return codes
 
@@ -148,7 +148,7 @@ class BareClient:
         until = clock.now() + timeout_s
         for message_id in wanted:
             left_s = max(0.0, until - clock.now())
-            if not self._wait(lambda each=message_id: each in self._acknowledged or self._ended, left_s):  # type: ignore[misc]
+            if not self._wait_for(message_id, self._acknowledged, left_s):
                 break
         return {each: self._acknowledged[each] for each in wanted if each in self._acknowledged}
 
@@ -199,6 +199,10 @@ class BareClient:
             with contextlib.suppress(OSError, AttributeError):
                 bare_socket(raw).shutdown(socket.SHUT_RDWR)
         self._client.loop_stop()
+
+    def _wait_for(self, message_id: int | None, answers: Container[int], timeout_s: float) -> bool:
+        """Wait until a message is answered, or the connection is over."""
+        return self._wait(lambda: message_id in answers or self._ended, timeout_s)
 
     def _wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         with self._changed:
