@@ -9,10 +9,17 @@ from pathlib import Path
 from iotsplit.errors import RunFailedError
 
 
-def replace(file: Path, content: bytes) -> None:
-    """Replace a file as a whole, and see it on the disk: a power cut leaves the old one or the new one."""
+def replace(file: Path, content: bytes, *, mode: int = 0o666) -> None:
+    """Replace a file as a whole, and see it on the disk: a power cut leaves the old one or the new one.
+
+    Args:
+        file: what is replaced, or made.
+        content: what it will hold.
+        mode: who may read and write it, less the process's umask.
+    """
     draft = file.with_name(f".{file.name}.new")
-    with draft.open("wb") as out:
+    draft.unlink(missing_ok=True)  # its mode may be another
+    with open(draft, "wb", opener=lambda path, flags: os.open(path, flags, mode)) as out:
         out.write(content)
         out.flush()
         os.fsync(out.fileno())

@@ -1,13 +1,12 @@
 """Configurations that a command made: to stdout, or into files that nothing overwrites unasked."""
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from iotsplit.errors import UsageError
-from iotsplit.runtime.files import writing
+from iotsplit.runtime.files import replace, writing
 
 MODE, SECRET_MODE = 0o644, 0o600
 
@@ -42,10 +41,7 @@ def write(texts: Mapping[Path, str], *, force: bool, secret: bool, as_json: bool
     for path, text in texts.items():
         with writing(path, fix="choose another --output"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.unlink(missing_ok=True)
-            made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, SECRET_MODE if secret else MODE)
-            with os.fdopen(made, "w", encoding="utf-8") as out:
-                out.write(text)
+            replace(path, text.encode(), mode=SECRET_MODE if secret else MODE)
     names = [str(path) for path in texts]
     sys.stdout.write(
         json.dumps({"written": names}) + "\n" if as_json else "".join(f"{name}\n" for name in names)
