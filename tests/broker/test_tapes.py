@@ -25,19 +25,23 @@ SEEN_S = 30.0
 
 
 class Client:
-    """Hears everything, and can wait for a topic."""
+    """Listens from its first moment on, and can wait for a topic."""
 
     def __init__(self, port: int, *filters: str) -> None:
-        self.inbox: queue.SimpleQueue[Packet | LinkChange] = queue.SimpleQueue()
-        self.link = MqttLink(BrokerAddress.parse(f"mqtt://127.0.0.1:{port}"), f"test-{id(self)}")
-        self.link.open(self.inbox.put, last_will=None)
-        self.link.subscribe(frozenset(filters))
+        self._inbox: queue.SimpleQueue[Packet | LinkChange] = queue.SimpleQueue()
+        self._retained: list[Packet] = []
+        name = f"test-{id(self)}"
+        self.link = MqttLink(BrokerAddress.parse(f"mqtt://127.0.0.1:{port}"), name)
+        self.link.open(self._inbox.put, last_will=None)
+        self.link.subscribe(frozenset({*filters, name}))
+        self.link.publish(Packet(topic=name, payload=b"", qos=1))  # comes back once it listens
+        *self._retained, _ = self.hear(name)
 
     def hear(self, last: str) -> list[Packet]:
         """What comes, up to the first message on a topic."""
-        found: list[Packet] = []
+        found, self._retained = self._retained, []
         while not found or found[-1].topic != last:
-            event = self.inbox.get(timeout=SEEN_S)
+            event = self._inbox.get(timeout=SEEN_S)
             if isinstance(event, Packet):
                 found.append(event)
         return found
@@ -125,7 +129,7 @@ def test_a_tape_is_said_again_with_what_is_retained(
         said = [each.payload for each in recorded if each.qos == qos]
         assert [each.payload for each in heard if each.qos == qos] == said != []
     late = connect(port, "iotsplit/bench/state/+", "done")
-    late.link.publish(Packet(topic="done", payload=b""))  # by another link it may come before it listens
+    late.link.publish(Packet(topic="done", payload=b""))
     agents = {each.topic for each in late.hear("done") if each.retain}
     assert agents == {f"iotsplit/bench/state/{name}" for name in ("a", "b", "cloud", "edge-1", "edge-2")}
     # Now that fleet is there: another one of its name must not speak into it.
