@@ -52,6 +52,8 @@ class BrokerOptions:
         user: User name at the broker; the password comes from a file or from IOTSPLIT_PASSWORD.
         password_file: File with the password, alone on its first line.
         ca_file: Certificate authority that signed the broker's certificate.
+        cert_file: Certificate to show to a broker that wants one, as AWS IoT does.
+        key_file: Private key of that certificate.
         profile: Keep to the limits of a shared broker: aws, azure, emqx-serverless or small.
         max_rate: Send at most so much, such as 10/s for messages, 500KB/s, or both; beats the profile's rates.
     """
@@ -62,6 +64,8 @@ class BrokerOptions:
     user: str | None = None
     password_file: Path | None = None
     ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
     profile: str = ""
     max_rate: tuple[str, ...] = ()
 

@@ -102,15 +102,7 @@ def start(settings: BrokerSettings, kind: Kind = Kind.AUTO) -> Broker:
 
 
 def _prepare(settings: BrokerSettings, kind: Kind) -> None:
-    for path in (settings.users_file, settings.cert_file, settings.key_file, settings.acl_file):
-        if path is not None and not path.is_file():
-            raise UsageError(f"{path} is not there", fix="check the path")
-    if (settings.cert_file is None) != (settings.key_file is None):
-        raise UsageError("a certificate needs its key", fix="give --cert-file and --key-file together")
-    if settings.include_dir is not None and not settings.include_dir.is_dir():
-        raise UsageError(f"{settings.include_dir} is no directory", fix="check --include-dir")
-    if settings.acl_file is not None and settings.users_file is None:
-        raise UsageError("access rules need users", fix="give --users-file with --acl-file")
+    _check_files(settings)
     if kind is Kind.EMBEDDED and (settings.users_file or settings.cert_file or settings.include_dir):
         raise UsageError(
             "the embedded broker knows neither users, TLS nor bridges here",
@@ -122,6 +114,21 @@ def _prepare(settings: BrokerSettings, kind: Kind) -> None:
         raise UsageError(
             f"directory {settings.directory} cannot be made: {error.strerror}", fix="choose another --directory"
         ) from None
+
+
+def _check_files(settings: BrokerSettings) -> None:
+    certificate, key, authority = settings.cert_file, settings.key_file, settings.client_ca_file
+    for path in (settings.users_file, certificate, key, authority, settings.acl_file):
+        if path is not None and not path.is_file():
+            raise UsageError(f"{path} is not there", fix="check the path")
+    if (certificate is None) != (key is None):
+        raise UsageError("a certificate needs its key", fix="give --cert-file and --key-file together")
+    if authority is not None and certificate is None:
+        raise UsageError("clients show certificates in TLS only", fix="give --cert-file with --client-ca-file")
+    if settings.include_dir is not None and not settings.include_dir.is_dir():
+        raise UsageError(f"{settings.include_dir} is no directory", fix="check --include-dir")
+    if settings.acl_file is not None and settings.users_file is None:
+        raise UsageError("access rules need users", fix="give --users-file with --acl-file")
 
 
 Launch = Callable[[BrokerSettings, Path], tuple[str, subprocess.Popen[bytes]]]

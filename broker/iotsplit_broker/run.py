@@ -45,6 +45,7 @@ class BrokerCommand(CommonOptions):
         users_file: Users and password hashes made by mosquitto_passwd; without it everybody may connect.
         cert_file: Certificate of this broker; with it the port speaks TLS.
         key_file: Private key of that certificate.
+        client_ca_file: Authority whose certificate every client has to show (Mosquitto); needs --cert-file.
         max_message_bytes: Largest message accepted.
         autosave_s: Seconds of retained messages that a power cut may cost (Mosquitto).
         acl_file: Access rules (Mosquitto), made by iotsplit broker config; needs --users-file.
@@ -58,6 +59,7 @@ class BrokerCommand(CommonOptions):
     users_file: Path | None = None
     cert_file: Path | None = None
     key_file: Path | None = None
+    client_ca_file: Path | None = None
     max_message_bytes: int = MAX_MESSAGE_BYTES
     autosave_s: int = AUTOSAVE_S
     acl_file: Path | None = None
@@ -102,6 +104,7 @@ def settings_of(options: BrokerCommand) -> BrokerSettings:
         users_file=options.users_file,
         cert_file=options.cert_file,
         key_file=options.key_file,
+        client_ca_file=options.client_ca_file,
         max_message_bytes=options.max_message_bytes,
         autosave_s=options.autosave_s,
         acl_file=options.acl_file,

@@ -25,6 +25,7 @@ class BrokerSettings:
         users_file: users and password hashes, made by mosquitto_passwd; without it everybody may connect.
         cert_file: certificate of the broker; with it the port speaks TLS.
         key_file: private key of that certificate.
+        client_ca_file: authority whose certificate every client has to show (Mosquitto); needs a certificate.
         max_message_bytes: largest payload accepted.
         autosave_s: seconds between two savings of all retained messages.
         acl_file: who may say and hear what (Mosquitto); without it every user may everything.
@@ -37,6 +38,7 @@ class BrokerSettings:
     users_file: Path | None = None
     cert_file: Path | None = None
     key_file: Path | None = None
+    client_ca_file: Path | None = None
     max_message_bytes: int = MAX_MESSAGE_BYTES
     autosave_s: int = AUTOSAVE_S
     acl_file: Path | None = None
@@ -77,6 +79,8 @@ def mosquitto_conf(settings: BrokerSettings, *, user: str | None = None) -> str:
         *_access(settings.acl_file),
         *_named("certfile", settings.cert_file),
         *_named("keyfile", settings.key_file),
+        *_named("cafile", settings.client_ca_file),
+        *([] if settings.client_ca_file is None else ["require_certificate true"]),
         f"message_size_limit {settings.max_message_bytes}",
         "# Small acknowledged messages take 88 ms a round trip without this.",
         "set_tcp_nodelay true",

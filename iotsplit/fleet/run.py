@@ -26,6 +26,7 @@ from iotsplit.fleet.launcher import (
 )
 from iotsplit.fleet.output import Origin, Output, to_toml
 from iotsplit.fleet.progress import Progress
+from iotsplit.home_assistant import PREFIX
 from iotsplit.options import BrokerOptions, CommonOptions, parse
 from iotsplit.plan import Tier, cut_model
 from iotsplit.runtime import clock
@@ -73,6 +74,7 @@ class RunOptions(BrokerOptions, CommonOptions):
         gradient_checkpointing: Compute layers again for the backward pass: same bits, less memory, slower.
         chunk_bytes: Largest MQTT payload to send, below the broker's limit; by default 61440, or what the
             profile and --max-rate allow.
+        home_assistant: Let the agents appear in Home Assistant on this broker; its discovery prefix may follow.
     """
 
     broker: str = ""
@@ -91,6 +93,7 @@ class RunOptions(BrokerOptions, CommonOptions):
     threads: int = 1
     gradient_checkpointing: bool = False
     chunk_bytes: int | None = None
+    home_assistant: str = field(default="", metadata={"bare": PREFIX})
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
     def __post_init__(self) -> None:
@@ -282,8 +285,11 @@ def _agent_words(agent: str, options: RunOptions, prepared: Prepared, address: s
         "--user": options.user,
         "--password-file": options.password_file,
         "--ca-file": options.ca_file,
+        "--cert-file": options.cert_file,
+        "--key-file": options.key_file,
         "--profile": options.profile or None,
         "--max-rate": ",".join(options.max_rate) or None,
+        "--home-assistant": options.home_assistant or None,
         "--state-dir": options.output / "state" / agent,
     }
     given = [f"{flag}={value}" for flag, value in values.items() if value is not None]

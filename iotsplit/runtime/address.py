@@ -27,6 +27,7 @@ class BrokerAddress:
         user: user name, or None to connect as nobody.
         password: never shown.
         ca_file: certificate authority to trust instead of the system's.
+        identity: files of the certificate and the private key that we show, if the broker wants to see any.
         limits: what the broker allows us.
     """
 
@@ -37,6 +38,7 @@ class BrokerAddress:
     user: str | None = None
     password: str | None = field(default=None, repr=False)
     ca_file: Path | None = None
+    identity: tuple[Path, Path] | None = None
     limits: BrokerLimits = NO_LIMITS
 
     @classmethod
@@ -47,6 +49,7 @@ class BrokerAddress:
         user: str | None = None,
         password: str | None = None,
         ca_file: Path | None = None,
+        identity: tuple[Path, Path] | None = None,
         limits: BrokerLimits = NO_LIMITS,
     ) -> Self:
         """Read an address as people write it.
@@ -56,6 +59,7 @@ class BrokerAddress:
             user: user name; beats the one in the address.
             password: from a file or the environment; without a user it is not used.
             ca_file: certificate authority that signed the broker's certificate.
+            identity: files of our certificate and its private key.
             limits: what the broker allows us.
 
         Raises:
@@ -63,10 +67,10 @@ class BrokerAddress:
         """
         parts = _split(url)
         user = user or (unquote(parts.username) if parts.username else None)
-        if ca_file is not None and parts.scheme not in ENCRYPTED:
+        if parts.scheme not in ENCRYPTED and (ca_file is not None or identity is not None):
+            given = "certificate" if ca_file is None else "certificate authority"
             raise UsageError(
-                f"a certificate authority is given but {url} is not encrypted",
-                fix="write mqtts:// or leave the file out",
+                f"a {given} is given but {url} is not encrypted", fix="write mqtts:// or leave the file out"
             )
         return cls(
             scheme=parts.scheme,
@@ -76,6 +80,7 @@ class BrokerAddress:
             user=user,
             password=password if user else None,
             ca_file=ca_file,
+            identity=identity,
             limits=limits,
         )
 
@@ -94,10 +99,10 @@ class BrokerAddress:
         return self.scheme.startswith("ws")
 
     def tls(self) -> ssl.SSLContext | None:
-        """Checks the broker's certificate and name; None without encryption.
+        """Checks the broker's certificate and name, and shows ours if there is one; None without encryption.
 
         Raises:
-            UsageError: the certificate authority's file cannot be used.
+            UsageError: one of the files cannot be used.
         """
         if not self.is_encrypted:
             return None
@@ -111,8 +116,30 @@ class BrokerAddress:
             raise UsageError(
                 f"certificate authority {self.ca_file} cannot be read: {error.strerror}", fix="check the path"
             ) from None
+        if self.identity is not None:
+            _show(context, *self.identity)
         context.sslsocket_class = _TidySocket
         return context
+
+
+def _show(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
+    def ask() -> str:
+        raise UsageError(
+            f"the private key {key} is locked with a password", fix="unlock it, as with: openssl pkey"
+        )
+
+    try:
+        context.load_cert_chain(certificate, key, password=ask)
+    except ssl.SSLError as error:
+        differ = error.reason == "KEY_VALUES_MISMATCH"
+        raise UsageError(
+            f"{key} is not the key of {certificate}" if differ else f"{certificate} and {key} are no such pair",
+            fix="name PEM files: the certificate with --cert-file, its private key with --key-file",
+        ) from None
+    except OSError as error:
+        raise UsageError(
+            f"{certificate} and {key} cannot be read: {error.strerror}", fix="check the paths"
+        ) from None
 
 
 class _TidySocket(ssl.SSLSocket):
@@ -153,16 +180,30 @@ def _hidden(url: str) -> str:
     return f"{scheme}{slashes}{account.partition(':')[0]}@{rest}"
 
 
+def identity_of(cert_file: Path | None, key_file: Path | None) -> tuple[Path, Path] | None:
+    """A certificate with its private key, or neither.
+
+    Raises:
+        UsageError: only one of them is given.
+    """
+    if cert_file is not None and key_file is not None:
+        return cert_file, key_file
+    if cert_file is None and key_file is None:
+        return None
+    raise UsageError("a certificate needs its key", fix="give --cert-file and --key-file together")
+
+
 def address_of(options: BrokerOptions) -> BrokerAddress:
     """The broker that the options name.
 
     Raises:
-        UsageError: the address or the password file cannot be used.
+        UsageError: the address or the password file cannot be used, or a certificate lacks its key.
     """
     return BrokerAddress.parse(
         options.broker,
         user=options.user,
         password=options.password(),
         ca_file=options.ca_file,
+        identity=identity_of(options.cert_file, options.key_file),
         limits=options.limits,
     )

@@ -246,10 +246,13 @@ def explain_answer(refusal: ReasonCode | None, address: BrokerAddress, *, in_tim
     if refusal is None:
         if not in_time:
             return explain(TimeoutError(), address)
-        return BrokerUnreachableError(
-            f"{address} closed the connection without an answer",
-            fix="check that this is an MQTT port; an encrypted one needs mqtts://",
-        )
+        if not address.is_encrypted:
+            fix = "check that this is an MQTT port; an encrypted one needs mqtts://"
+        elif address.identity is None:
+            fix = "check that this is an MQTT port; if it wants a certificate, give --cert-file and --key-file"
+        else:
+            fix = f"check that the broker trusts who signed {address.identity[0]}"
+        return BrokerUnreachableError(f"{address} closed the connection without an answer", fix=fix)
     told = str(refusal).lower()
     if "unavailable" in told:
         return BrokerUnreachableError(f"{address} says: {told}", fix="try again later, or look into its log")

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from iotsplit.errors import BrokerUnreachableError, RefusedError, UserError
+from iotsplit.errors import BrokerUnreachableError, RefusedError, UsageError, UserError
 from iotsplit.packet import Packet
 from iotsplit.runtime.address import BrokerAddress
 from iotsplit.runtime.link import LinkChange
 from iotsplit.runtime.mqtt import MqttLink
 from iotsplit_broker.process import Broker
-from tests.broker.conftest import Certificates, StartBroker
+from tests.broker.conftest import Certificates, StartBroker, openssl
 
 pytestmark = pytest.mark.broker
 
@@ -27,11 +27,18 @@ def users(tmp_path: Path) -> Path:
 
 
 def echo(
-    broker: Broker, *, ca: Path | None = None, user: str | None = None, password: str | None = None
+    broker: Broker,
+    *,
+    ca: Path | None = None,
+    user: str | None = None,
+    password: str | None = None,
+    identity: tuple[Path, Path] | None = None,
 ) -> bytes:
     """Connect, say something to ourselves, give what came back."""
     url = f"{broker.settings.scheme}://127.0.0.1:{broker.settings.port}"
-    link = MqttLink(BrokerAddress.parse(url, user=user, password=password, ca_file=ca), "test")
+    link = MqttLink(
+        BrokerAddress.parse(url, user=user, password=password, ca_file=ca, identity=identity), "test"
+    )
     inbox: queue.SimpleQueue[Packet | LinkChange] = queue.SimpleQueue()
     link.open(inbox.put, last_will=None)
     try:
@@ -87,6 +94,40 @@ def test_the_systems_authorities_do_not_know_ours(
 ) -> None:
     broker = start_mosquitto(cert_file=certificates.cert, key_file=certificates.key)
     assert "--ca-file" in refused(broker, RefusedError).fix
+
+
+@pytest.fixture
+def mutual(start_mosquitto: StartBroker, certificates: Certificates) -> Broker:
+    """A broker that wants to see its clients' certificates."""
+    ca, cert, key = certificates.ca, certificates.cert, certificates.key
+    return start_mosquitto(cert_file=cert, key_file=key, client_ca_file=ca)
+
+
+def test_who_shows_a_certificate_of_the_authority_gets_in(mutual: Broker, certificates: Certificates) -> None:
+    assert echo(mutual, ca=certificates.ca, identity=(certificates.cert, certificates.key)) == b"hello"
+
+
+def test_who_shows_none_is_told_to(mutual: Broker, certificates: Certificates) -> None:
+    assert "--cert-file" in refused(mutual, UserError, ca=certificates.ca).fix
+
+
+def test_a_certificate_of_another_authority_does_not_help(
+    mutual: Broker, certificates: Certificates, other_certificates: Certificates
+) -> None:
+    foreign = (other_certificates.cert, other_certificates.key)
+    error = refused(mutual, UserError, ca=certificates.ca, identity=foreign)
+    assert f"trusts who signed {other_certificates.cert}" in error.fix
+
+
+def test_keys_of_other_certificates_and_locked_ones_are_refused(
+    mutual: Broker, certificates: Certificates, other_certificates: Certificates, tmp_path: Path
+) -> None:
+    swapped = (certificates.cert, other_certificates.key)
+    assert "is not the key of" in refused(mutual, UsageError, ca=certificates.ca, identity=swapped).message
+    locked = tmp_path / "locked.pem"
+    openssl("pkey", "-in", certificates.key, "-aes256", "-passout", "pass:x", "-out", locked)
+    pair = (certificates.cert, locked)
+    assert "locked with a password" in refused(mutual, UsageError, ca=certificates.ca, identity=pair).message
 
 
 def test_a_plain_connection_to_a_tls_port_is_told_to_use_tls(

@@ -52,6 +52,8 @@ class CheckOptions(BrokerOptions, CommonOptions):
         remote_user: User name there; the password comes from a file or from IOTSPLIT_PASSWORD.
         remote_password_file: File with the password there, alone on its first line.
         remote_ca_file: Certificate authority that signed the certificate there.
+        remote_cert_file: Certificate to show there.
+        remote_key_file: Private key of that certificate.
     """
 
     url: str | None = None
@@ -64,6 +66,8 @@ class CheckOptions(BrokerOptions, CommonOptions):
     remote_user: str | None = None
     remote_password_file: Path | None = None
     remote_ca_file: Path | None = None
+    remote_cert_file: Path | None = None
+    remote_key_file: Path | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the setting.
@@ -86,6 +90,8 @@ class CheckOptions(BrokerOptions, CommonOptions):
             user=self.user,
             password_file=self.password_file,
             ca_file=self.ca_file,
+            cert_file=self.cert_file,
+            key_file=self.key_file,
             profile=self.profile,
             max_rate=self.max_rate,
         )
@@ -103,6 +109,8 @@ class CheckOptions(BrokerOptions, CommonOptions):
             user=self.remote_user,
             password_file=self.remote_password_file,
             ca_file=self.remote_ca_file,
+            cert_file=self.remote_cert_file,
+            key_file=self.remote_key_file,
         )
 
 

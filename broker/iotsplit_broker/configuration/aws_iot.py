@@ -108,9 +108,9 @@ From the vendor's documentation; not run by iotsplit's tests.
 3. `aws iot create-policy --policy-name iotsplit-device-1 --policy-document file://device-policy-1.json`, and
    likewise the others. Attach all of a role to its certificates: the rules of a role are in several, because a
    policy has {MAX_POLICY} characters at most.
-4. Agents log in by user and password and have no client certificates. So let them talk to a Mosquitto of yours
-   and that one to AWS: `iotsplit broker bridge --cert-file … --key-file … --name THING`, with
-   bridge-policy-1.json. The cloud needs such a Mosquitto on its side, or a custom authorizer.
+4. Agents then connect by themselves: `--broker mqtts://ENDPOINT:8883 --ca-file AmazonRootCA1.pem --cert-file …
+   --key-file … --profile aws`. Or they talk to a Mosquitto of yours, and only that one to AWS: `iotsplit broker
+   bridge --cert-file … --key-file … --name THING`, with bridge-policy-1.json.
 
 Limits: a message of 128 KB (chunks are 60 KiB); 100 publishes and 512 KB a second for each connection, so a
 bridge is no faster than that; 50 subscriptions for each connection and 8 in one SUBSCRIBE; 7 slashes in a

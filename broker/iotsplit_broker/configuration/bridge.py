@@ -7,7 +7,7 @@ from pathlib import Path
 
 from iotsplit.errors import UsageError, UserError
 from iotsplit.options import BrokerOptions, CommonOptions, parse
-from iotsplit.runtime.address import BrokerAddress
+from iotsplit.runtime.address import BrokerAddress, identity_of
 from iotsplit_broker.configuration import output
 from iotsplit_broker.configuration.access import check_user, plain_topics
 from iotsplit_broker.configuration.bridge_section import MAX_NAME, Bridge, Protocol, bridge_section
@@ -94,7 +94,8 @@ def bridge_of(options: BridgeOptions) -> tuple[Bridge, tuple[Crossing, ...]]:
         UserError: an option does not fit, or the version has to be asked for and nobody answers.
     """
     local = BrokerAddress.parse(options.local)
-    remote = BrokerAddress.parse(options.remote, ca_file=options.ca_file)
+    identity = identity_of(options.cert_file, options.key_file)
+    remote = BrokerAddress.parse(options.remote, ca_file=options.ca_file, identity=identity)
     users = _users(options.user or ((remote.user,) if remote.user else ()))
     password = BrokerOptions(password_file=options.password_file).password()
     if users is None and options.password_file is None:
@@ -117,8 +118,6 @@ def bridge_of(options: BridgeOptions) -> tuple[Bridge, tuple[Crossing, ...]]:
         protocol=_version(options.protocol, local, remote),
         users=users,
         password=password,
-        cert_file=options.cert_file,
-        key_file=options.key_file,
     )
     return bridge, crossings(cloud=options.cloud, edges=options.edges, standby=options.cloud_standby)
 

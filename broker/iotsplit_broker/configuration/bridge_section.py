@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 
 from iotsplit.errors import UsageError
 from iotsplit.runtime.address import BrokerAddress
@@ -49,15 +48,13 @@ class Bridge:
 
     Args:
         name: of this site at the far broker: its connections are called so, with -out and -in.
-        remote: the far broker; its user and password are not used.
+        remote: the far broker, and the certificate that the bridge shows there; user and password are not used.
         users: users of the connections out and in at the far broker, or none; the same one twice will do unless
             the far broker makes the user the client id.
         password: of both users.
         here: the fleet's topics at this Mosquitto.
         there: the fleet's topics at the far broker.
         protocol: not AUTO.
-        cert_file: certificate of this bridge, for brokers that want one.
-        key_file: private key of that certificate.
     """
 
     name: str
@@ -67,8 +64,6 @@ class Bridge:
     protocol: Protocol
     users: tuple[str, str] | None = None
     password: str | None = field(default=None, repr=False)
-    cert_file: Path | None = None
-    key_file: Path | None = None
 
     def __post_init__(self) -> None:
         """Refuse what Mosquitto's bridges cannot do or would read as something else.
@@ -85,10 +80,6 @@ class Bridge:
             raise UsageError(
                 f"a Mosquitto bridge cannot use {self.remote}", fix="name an mqtt:// or mqtts:// port"
             )
-        if (self.cert_file is None) != (self.key_file is None):
-            raise UsageError("a certificate needs its key", fix="give --cert-file and --key-file together")
-        if self.cert_file is not None and not self.remote.is_encrypted:
-            raise UsageError(f"a certificate is given but {self.remote} is not encrypted", fix="write mqtts://")
         self._check_login()
 
     def _check_login(self) -> None:
@@ -161,11 +152,9 @@ def _encryption(bridge: Bridge) -> list[str]:
         return []
     ca = bridge.remote.ca_file
     lines = [f"bridge_capath {SYSTEM_AUTHORITIES}" if ca is None else f"bridge_cafile {ca.resolve()}"]
-    if bridge.cert_file is not None and bridge.key_file is not None:
-        lines += [
-            f"bridge_certfile {bridge.cert_file.resolve()}",
-            f"bridge_keyfile {bridge.key_file.resolve()}",
-        ]
+    if bridge.remote.identity is not None:
+        certificate, key = bridge.remote.identity
+        lines += [f"bridge_certfile {certificate.resolve()}", f"bridge_keyfile {key.resolve()}"]
     return lines
 
 

@@ -79,6 +79,14 @@ def test_a_certificate_without_its_key_is_a_usage_error(settings: BrokerSettings
         start(replace(settings, cert_file=tmp_path / "c.pem"))
 
 
+def test_certificates_of_clients_without_tls_are_a_usage_error(
+    settings: BrokerSettings, tmp_path: Path
+) -> None:
+    (tmp_path / "ca.pem").touch()
+    with pytest.raises(UsageError, match="in TLS only"):
+        start(replace(settings, client_ca_file=tmp_path / "ca.pem"))
+
+
 def test_the_embedded_broker_is_not_started_without_the_users_that_were_asked_for(
     settings: BrokerSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -232,7 +232,8 @@ def test_the_first_line_says_what_runs_and_what_leaves_a_device(labels: Labels) 
 
 
 def test_agents_get_only_what_was_given() -> None:
-    words = module._agent_words("press", RunOptions(user="me"), PREPARED, "mqtt://h:1")
+    words = module._agent_words("press", RunOptions(user="me", home_assistant="ha"), PREPARED, "mqtt://h:1")
+    assert "--home-assistant=ha" in words
     assert "--gradient-checkpointing" not in words
     assert {"--id=press", "--broker=mqtt://h:1", "--user=me", "--model=/models/tiny"} <= set(words)
     assert not any(word.startswith(("--ca-file", "--topic-prefix", "--password")) for word in words)

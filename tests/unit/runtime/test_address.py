@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iotsplit.errors import UsageError
-from iotsplit.runtime.address import BrokerAddress
+from iotsplit.options import BrokerOptions
+from iotsplit.runtime.address import BrokerAddress, address_of
 
 
 @pytest.mark.parametrize(
@@ -109,6 +110,30 @@ def test_a_missing_certificate_authority_is_a_usage_error(tmp_path: Path) -> Non
     address = BrokerAddress.parse("mqtts://broker", ca_file=tmp_path / "none.pem")
     with pytest.raises(UsageError, match=r"none\.pem cannot be read"):
         address.tls()
+
+
+def test_a_certificate_of_ours_for_a_plain_connection_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"a certificate is given .* not encrypted"):
+        BrokerAddress.parse("mqtt://broker", identity=(tmp_path / "c", tmp_path / "k"))
+
+
+def test_a_certificate_needs_its_key(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="a certificate needs its key"):
+        address_of(BrokerOptions(broker="mqtts://broker", cert_file=tmp_path / "c"))
+
+
+def test_a_missing_certificate_is_told(tmp_path: Path) -> None:
+    pair = (tmp_path / "c.pem", tmp_path / "k.pem")
+    with pytest.raises(UsageError, match=r"c\.pem and .*k\.pem cannot be read: No such file"):
+        BrokerAddress.parse("mqtts://broker", identity=pair).tls()
+
+
+def test_what_is_no_certificate_is_refused(tmp_path: Path) -> None:
+    pair = (tmp_path / "c.pem", tmp_path / "k.pem")
+    for path in pair:
+        path.write_text("x")
+    with pytest.raises(UsageError, match=r"c\.pem and .*k\.pem are no such pair"):
+        BrokerAddress.parse("mqtts://broker", identity=pair).tls()
 
 
 def test_a_file_without_certificates_is_a_usage_error(tmp_path: Path) -> None:
