@@ -29,11 +29,9 @@ def main() -> None:
     for data in options.data:
         for seed in options.seeds:
             for dtype in map(BaseDtype, options.base_dtypes):
-                settings = TrainingSettings(
-                    seed=seed, local_steps=options.steps, rounds=1, codec="fp32", base_dtype=dtype
-                )
+                settings = TrainingSettings(seed=seed, local_steps=options.steps, rounds=1, base_dtype=dtype)
                 batches = batches_of(data, directory, settings)
-                run = Run(directory, settings)
+                run = Run(directory, settings, "fp32", "fp32")
                 before = run.score(batches.evaluation())
                 for step in range(options.steps):
                     run.step(batches.step(1, step, local_steps=options.steps))

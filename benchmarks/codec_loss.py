@@ -3,19 +3,20 @@
     python benchmarks/codec_loss.py --data plant ../logs --codecs fp32 int8 int4 int4:int8 --seeds 0 1
 
 Only the codec differs between the runs of a data set and seed. Prints held-out loss before and after, the
-difference to fp32, and the bits per value of each way.
+difference to fp32, and the bits per value of each way. Beside the codecs, those of `codec_variants` are known.
 """
 
 import argparse
 import csv
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer
 
+from benchmarks import codec_variants
 from iotsplit.datasets import partition
 from iotsplit.runtime import serve
 from iotsplit.settings import Codec, TrainingSettings
@@ -28,41 +29,51 @@ from tests.flows.monolith import Monolith
 WIDTH = 576
 
 
-def around(tensor: torch.Tensor, codec: Codec) -> torch.Tensor:
-    """What the other side of the bus gets."""
-    return unpack(pack(tensor, codec), shape=tuple(tensor.shape), codec=codec)
+Way = Callable[[torch.Tensor], torch.Tensor]
+
+
+def way(name: str, seed: int) -> Way:
+    """What the other side of the bus gets of a tensor."""
+    if codec_variants.is_variant(name):
+        return codec_variants.make(name, seed=seed)
+    codec = Codec(name)
+    return lambda tensor: unpack(pack(tensor, codec), shape=tuple(tensor.shape), codec=codec)
 
 
 class Bus(torch.autograd.Function):
     """A boundary: activations one way, gradients the other."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, up: Codec, down: Codec) -> torch.Tensor:
+    def forward(ctx: Any, hidden: torch.Tensor, up: Way, down: Way) -> torch.Tensor:
         ctx.down = down
-        return around(hidden, up)
+        return up(hidden)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        return around(gradients[0], ctx.down), None, None
+        return ctx.down(gradients[0]), None, None
 
 
 class Run(Monolith):
     """A model with LoRA and a bus at each cut."""
 
-    def __init__(self, directory: Path, settings: TrainingSettings) -> None:
+    def __init__(self, directory: Path, settings: TrainingSettings, up: str, down: str) -> None:
         super().__init__(directory, settings)
         whole: Any = self.model.get_base_model()
-        send: Any = Bus.apply
-        up, down = settings.activation_codec, settings.gradient_codec
         for cut in settings.cut:
             whole.model.layers[cut].register_forward_pre_hook(
-                lambda _, args: (send(args[0], up, down), *args[1:])
+                bus(way(up, settings.seed), way(down, settings.seed))
             )
 
     def score(self, batches: Sequence[MicroBatch]) -> float:
         with torch.no_grad():
             total = sum(float(self.loss_sum(batch)) for batch in batches)
         return total / sum(batch.tokens for batch in batches)
+
+
+def bus(up: Way, down: Way) -> Callable[[Any, tuple[Any, ...]], tuple[Any, ...]]:
+    """A hook before a layer."""
+    send: Any = Bus.apply
+    return lambda _, inputs: (send(inputs[0], up, down), *inputs[1:])
 
 
 def batches_of(data: str, directory: Path, settings: TrainingSettings) -> Batches:
@@ -76,9 +87,11 @@ def batches_of(data: str, directory: Path, settings: TrainingSettings) -> Batche
     )
 
 
-def bits(codec: Codec) -> float:
+def bits(name: str) -> float:
     """Bits per value at this width."""
-    return 8 * SCHEMES[codec].size_bytes(1000, WIDTH) / (1000 * WIDTH)
+    if codec_variants.is_variant(name):
+        return codec_variants.bits(name, WIDTH)
+    return 8 * SCHEMES[Codec(name)].size_bytes(1000, WIDTH) / (1000 * WIDTH)
 
 
 def parsed() -> argparse.Namespace:
@@ -103,14 +116,15 @@ def main() -> None:
     for data in options.data:
         for seed in options.seeds:
             for codec in options.codecs:
-                settings = TrainingSettings(seed=seed, local_steps=options.steps, rounds=1, codec=codec)
+                settings = TrainingSettings(seed=seed, local_steps=options.steps, rounds=1)
+                up, _, down = codec.partition(":")
                 batches = batches_of(data, directory, settings)
-                run = Run(directory, settings)
+                run = Run(directory, settings, up, down or up)
                 before = run.score(batches.evaluation())
                 for step in range(options.steps):
                     run.step(batches.step(1, step, local_steps=options.steps))
                 row = {"data": Path(data).name, "seed": seed, "codec": codec}
-                row |= {"up_bits": bits(settings.activation_codec), "down_bits": bits(settings.gradient_codec)}
+                row |= {"up_bits": bits(up), "down_bits": bits(down or up)}
                 row |= {"before": before, "after": run.score(batches.evaluation())}
                 rows.append(row)
                 print(

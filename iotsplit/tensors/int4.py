@@ -118,7 +118,7 @@ def _blocks(width: int) -> int:
 
 
 @functools.cache
-def _hadamard() -> torch.Tensor:
+def hadamard() -> torch.Tensor:
     """The symmetric (64, 64) matrix of +1 and -1 (Sylvester)."""
     matrix = torch.ones(1, 1)
     for _ in range(BLOCK.bit_length() - 1):
@@ -129,4 +129,4 @@ def _hadamard() -> torch.Tensor:
 @functools.cache
 def _hadamard_by_halves() -> torch.Tensor:
     """Its rows in the order of the bytes: first the even ones, then the odd ones."""
-    return torch.cat([_hadamard()[0::2], _hadamard()[1::2]])
+    return torch.cat([hadamard()[0::2], hadamard()[1::2]])

@@ -39,7 +39,7 @@ def blocks(values: torch.Tensor) -> torch.Tensor:
 @given(tensors())
 def test_the_error_of_a_block_is_within_its_bound(values: torch.Tensor) -> None:
     errors = (blocks(around(values)) - blocks(values)).norm(dim=1)
-    rotated = blocks(values) @ (int4._hadamard().double() / 8)
+    rotated = blocks(values) @ (int4.hadamard().double() / 8)
     scales = rotated.abs().amax(dim=1) / int4.LARGEST
     assert (errors <= 4.2 * scales * (1 + 2**-8) + 1e-37).all()
 
@@ -61,7 +61,7 @@ def test_the_layout_is_scales_then_pairs_of_values() -> None:
 def test_the_even_channel_is_in_the_low_bits() -> None:
     # Rotated channels (7, 6, 5, 4, ...) at scale 1: what they come from is their rotation.
     whole = torch.arange(64) % 15 - 7.0
-    values = (whole @ int4._hadamard() / 8).unsqueeze(0)
+    values = (whole @ int4.hadamard() / 8).unsqueeze(0)
     data = int4.pack(values)
     assert data[:2] == b"\x80\x3f"
     low, high = np.frombuffer(data[2:], np.uint8) & 15, np.frombuffer(data[2:], np.uint8) >> 4

@@ -1,0 +1,80 @@
+"""Ways to send fewer bits that were tried, as what is left of a tensor at the other side: nothing here is sent.
+
+========  ==========================================================================================
+``rK``    blocks of 64 channels, rotated, K bits for a value and a bf16 scale for a block; as `int4` is
+``rKoC``  the same, with the C strongest channels of the tensor apart, in bf16
+``rKs``   the same as ``rK``, rounded at random (unbiased)
+``rKe``   the same as ``rK``; what was lost is added to the next tensor of the same shape (error feedback)
+``gKoC``  ``rKoC`` without the rotation
+========  ==========================================================================================
+"""
+
+import re
+from collections.abc import Callable
+
+import torch
+
+from iotsplit.tensors.int4 import BLOCK, hadamard
+
+NAME = re.compile(r"([rg])([2-8])(?:o([0-9]+))?([se]?)")
+SCALE_BITS = 16
+
+Variant = Callable[[torch.Tensor], torch.Tensor]
+
+
+def is_variant(name: str) -> bool:
+    """Whether the name is one of the table's."""
+    return NAME.fullmatch(name) is not None
+
+
+def bits(name: str, width: int) -> float:
+    """Bits for a value of a tensor of that width."""
+    _, depth, apart, _ = _parts(name)
+    return depth + SCALE_BITS / BLOCK + 16 * apart / width
+
+
+def make(name: str, *, seed: int) -> Variant:
+    """The variant, with a state of its own.
+
+    Args:
+        name: of the table.
+        seed: of what is rounded at random.
+    """
+    kind, depth, apart, extra = _parts(name)
+    generator = torch.Generator().manual_seed(seed)
+    left: dict[torch.Size, torch.Tensor] = {}
+
+    def around(tensor: torch.Tensor) -> torch.Tensor:
+        values = tensor.detach().reshape(-1, tensor.shape[-1]).to(torch.float32)
+        if extra == "e":
+            values = values + left.get(values.shape, torch.zeros(()))
+        noise = torch.rand(values.numel(), generator=generator) - 0.5 if extra == "s" else None
+        kept = values.abs().amax(dim=0).topk(apart).indices
+        rest = values.clone()
+        rest[:, kept] = 0
+        read = _blocks(rest, largest=2 ** (depth - 1) - 1, rotated=kind == "r", noise=noise)
+        read[:, kept] = values[:, kept].to(torch.bfloat16).to(torch.float32)
+        if extra == "e":
+            left[values.shape] = values - read
+        return read.reshape(tensor.shape)
+
+    return around
+
+
+def _blocks(values: torch.Tensor, *, largest: int, rotated: bool, noise: torch.Tensor | None) -> torch.Tensor:
+    blocks = values.reshape(-1, BLOCK)  # widths that 64 divides
+    matrix = hadamard() / BLOCK**0.5
+    turned = blocks @ matrix if rotated else blocks
+    scales = (turned.abs().amax(dim=1, keepdim=True) / largest).to(torch.bfloat16).to(torch.float32)
+    steps = turned / torch.where(scales > 0, scales, 1.0)
+    whole = torch.round(steps if noise is None else steps + noise.reshape(steps.shape))
+    read = whole.clamp(-largest, largest) * scales
+    return (read @ matrix if rotated else read).reshape(values.shape)
+
+
+def _parts(name: str) -> tuple[str, int, int, str]:
+    found = NAME.fullmatch(name)
+    if found is None:
+        raise ValueError(f"no variant is called {name}")
+    kind, depth, apart, extra = found.groups()
+    return kind, int(depth), int(apart or 0), extra
