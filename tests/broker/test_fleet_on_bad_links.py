@@ -21,7 +21,7 @@ from tests.flows.real import RealFleet
 from tests.support import letters_model
 from tests.waiting import comes_true
 
-pytestmark = [pytest.mark.slow, pytest.mark.broker]
+pytestmark = [pytest.mark.slow, pytest.mark.broker, pytest.mark.usefixtures("unmeasured_agents")]
 
 PATIENCE_S = 90.0
 TRAINING = TrainingSettings(

@@ -15,7 +15,7 @@ from tests.broker.conftest import StartBroker
 from tests.support import letters_model, tiny_model
 from tests.waiting import comes_true
 
-pytestmark = [pytest.mark.slow, pytest.mark.broker]
+pytestmark = [pytest.mark.slow, pytest.mark.broker, pytest.mark.usefixtures("unmeasured_agents")]
 
 
 class Agents:

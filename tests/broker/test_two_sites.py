@@ -22,7 +22,7 @@ from tests.flows.real import RealFleet
 from tests.support import letters_model
 from tests.waiting import comes_true
 
-pytestmark = [pytest.mark.slow, pytest.mark.broker]
+pytestmark = [pytest.mark.slow, pytest.mark.broker, pytest.mark.usefixtures("unmeasured_agents")]
 
 PATIENCE_S = 150.0
 CUT_S = 6.0

@@ -69,6 +69,7 @@ def test_a_run_ends_with_a_report_and_goes_on_where_it_ended(model: Path, data: 
     assert (output / "adapter" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.usefixtures("unmeasured_agents")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_its_last_adapter_and_no_process(
     number: signal.Signals, model: Path, data: Path, tmp_path: Path
@@ -87,6 +88,7 @@ def test_an_interrupted_run_leaves_its_last_adapter_and_no_process(
     assert json.loads((output / "report.json").read_text())["state"] == "stopped"
 
 
+@pytest.mark.usefixtures("unmeasured_agents")
 def test_a_run_that_is_interrupted_again_while_it_ends_leaves_no_process(
     model: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -107,6 +109,7 @@ def test_a_run_that_is_interrupted_again_while_it_ends_leaves_no_process(
     assert agents_of(output) == []
 
 
+@pytest.mark.usefixtures("unmeasured_agents")
 def test_a_killed_run_takes_its_fleet_along(model: Path, data: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     run = subprocess.Popen(words(model, data, output, "--rounds=100000"), stdout=subprocess.PIPE, text=True)
@@ -122,6 +125,7 @@ def test_a_killed_run_takes_its_fleet_along(model: Path, data: Path, tmp_path: P
     assert alive == []
 
 
+@pytest.mark.usefixtures("unmeasured_agents")
 def test_a_mistake_that_only_an_agent_sees_is_told_by_the_run(model: Path, data: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         words(model, data, tmp_path / "out", "--target-modules=nope"),
@@ -135,6 +139,7 @@ def test_a_mistake_that_only_an_agent_sees_is_told_by_the_run(model: Path, data:
     assert agents_of(tmp_path / "out") == []
 
 
+@pytest.mark.usefixtures("unmeasured_agents")
 def test_a_run_whose_agents_are_killed_makes_the_same_adapter(model: Path, data: Path, tmp_path: Path) -> None:
     more = ("--rounds=3", "--local-steps=8", "--checkpoint-every=2", "--edges=2", "--stragglers=wait")
     quiet = finish(words(model, data, tmp_path / "quiet", *more))
