@@ -1,5 +1,6 @@
 """``iotsplit broker check`` at real brokers with bad settings: each is named, nothing is left behind."""
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -26,6 +27,9 @@ from iotsplit_broker.configuration.mosquitto_acl import acl_lines
 from iotsplit_broker.process import Broker, Kind, start
 from iotsplit_broker.settings import BrokerSettings
 from tests.broker.conftest import StartBroker
+from tests.mqtt_packets import PUBLISH, Stream
+from tests.proxy import UP, TcpProxy
+from tests.quotas import Meter
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
@@ -102,6 +106,28 @@ def test_our_own_configuration_is_ok_in_every_point(
     assert {point for point, each in found.items() if each["verdict"] != "ok"} <= TIMED
     assert len(found) == 11
     assert left_at(broker) == []
+
+
+def test_a_check_keeps_to_the_rates_of_a_shared_broker(
+    start_mosquitto: StartBroker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    breaches: list[bytes] = []
+
+    def watch() -> Callable[[str, bytes, float], bool]:
+        meter, stream = Meter(440), Stream()
+
+        def goes_on(way: str, data: bytes, now: float) -> bool:
+            said = stream.feed(data) if way == UP else ()
+            breaches.extend(raw.body for raw in said if raw.kind == PUBLISH and meter.runs_over(1, now))
+            return not breaches
+
+        return goes_on
+
+    with contextlib.closing(TcpProxy(start_mosquitto().settings.port, watch)) as proxy:
+        code, found = checked(capsys, f"mqtt://127.0.0.1:{proxy.port}", "--quick", "--max-rate=400/s")
+    assert breaches == []
+    assert code == 0
+    assert {point for point, each in found.items() if each["verdict"] != "ok"} <= TIMED
 
 
 def test_the_embedded_broker_shows_a_hundred_retained_messages(

@@ -24,6 +24,7 @@ from iotsplit.runtime.connection import (
     explain_answer,
     introduce,
 )
+from iotsplit.runtime.pace import Pace
 from iotsplit_broker.checking.rights import REFUSED
 
 KEEPALIVE_S = 60  # it may be silent for so long while it holds its breath
@@ -63,6 +64,7 @@ class BareClient:
         self.foreign = 0
         self._manners = manners or Manners()
         self._address = address
+        self._pace = Pace(address.limits)
         self._heard: queue.SimpleQueue[Packet | None] = queue.SimpleQueue()
         self._changed = threading.Condition()
         self._breathing = threading.Event()
@@ -80,7 +82,7 @@ class BareClient:
             transport="websockets" if address.is_websocket else "tcp",
             reconnect_on_failure=False,
         )
-        client.max_inflight_messages_set(WINDOW)
+        client.max_inflight_messages_set(min(WINDOW, address.limits.window))
         client.connect_timeout = ANSWER_TIMEOUT_S
         introduce(client, address, self._manners.last_will)
         client.on_socket_open = self._on_socket_open
@@ -132,13 +134,17 @@ class BareClient:
         most = self._address.limits.topics_per_subscribe
         for start in range(0, len(filters), most):
             some = filters[start : start + most]
+            self._wait_until(self._pace.request_due(clock.now()))
+            self._pace.take_request(clock.now())
             _, message_id = self._client.subscribe([(each, qos) for each in some])
             self._wait_for(message_id, self._granted, WAIT_S)
             codes += self._granted.get(message_id or 0, [REFUSED] * len(some))
         return codes
 
     def send(self, packet: Packet) -> int:
-        """Publish; give the id that `acknowledged` knows it by."""
+        """Publish, as soon as the broker's rates allow it; give the id that `acknowledged` knows it by."""
+        self._wait_until(self._pace.due(packet, clock.now()))
+        self._pace.take(packet, clock.now())
         sent = self._client.publish(packet.topic, packet.payload, qos=packet.qos, retain=packet.retain)
         return sent.mid
 
@@ -203,6 +209,12 @@ class BareClient:
     def _wait_for(self, message_id: int | None, answers: Container[int], timeout_s: float) -> bool:
         """Wait until a message is answered, or the connection is over."""
         return self._wait(lambda: message_id in answers or self._ended, timeout_s)
+
+    def _wait_until(self, at: float) -> None:
+        """Wait for a time, unless the connection ends before."""
+        left_s = at - clock.now()
+        if left_s > 0:
+            self._wait(lambda: self._ended, left_s)
 
     def _wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         with self._changed:

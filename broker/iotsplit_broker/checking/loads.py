@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from iotsplit.errors import RunFailedError
+from iotsplit.limits import PACKET_BYTES
 from iotsplit.packet import Packet
 from iotsplit.runtime import clock
 from iotsplit.runtime.link import LinkChange
@@ -17,6 +18,7 @@ from iotsplit_broker.checking.client import QUIET_S, WAIT_S, BareClient, Manners
 from iotsplit_broker.checking.points import Queue, Speed, Trip
 
 MESSAGE = bytes(1024)
+PACKET = len(MESSAGE) + PACKET_BYTES
 PATIENCE_S = 15.0
 AGENT_TRIPS = 30
 PAIRS = 12
@@ -25,8 +27,19 @@ SPEED_S = 3.0
 
 
 def queue_depth(bench: Bench, count: int) -> Queue:
-    """Send messages of 1 KiB to a subscriber that takes none until all are sent."""
+    """Send messages of 1 KiB to a subscriber that takes none until all are sent.
+
+    Args:
+        bench: the broker.
+        count: of messages; fewer where its rates let less through in the time.
+    """
     topic = bench.topic("queue")
+    limits = bench.address.limits
+    count = min(
+        count,
+        int(PATIENCE_S * (limits.publishes_per_s or count)),
+        int(PATIENCE_S * (limits.bytes_per_s or count * PACKET) / PACKET),
+    )
     with bench.client() as reader, bench.client() as writer:
         reader.subscribe([topic])
         reader.hold()
