@@ -1,7 +1,7 @@
 """Ways to send fewer bits that were tried, as what is left of a tensor at the other side: nothing here is sent.
 
 ========  ==========================================================================================
-``rK``    blocks of 64 channels, rotated, K bits for a value and a bf16 scale for a block; as `int4` is
+``rK``    blocks of 64 channels, rotated, K bits for a value and a bf16 scale for a block; as `int8` is
 ``rKoC``  the same, with the C strongest channels of the tensor apart, in bf16
 ``rKs``   the same as ``rK``, rounded at random (unbiased)
 ``rKe``   the same as ``rK``; what was lost is added to the next tensor of the same shape (error feedback)
@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import torch
 
-from iotsplit.tensors.int4 import BLOCK, hadamard
+from iotsplit.tensors.rotated import BLOCK, hadamard
 
 NAME = re.compile(r"([rg])([2-8])(?:o([0-9]+))?([se]?)")
 SCALE_BITS = 16

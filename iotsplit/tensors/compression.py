@@ -5,13 +5,11 @@ scheme   data, little-endian, row after row
 =======  =====================================================================================
 fp32     float32 values
 bf16     upper halves of float32 values, rounded half to even: all high bytes, then all low bytes
-int8     per token (row of the last dimension) a float32 scale; then int8 values, scale = max / 127
-int4     see `iotsplit.tensors.int4`
+int8     rotated blocks of 64 values in 8 bits, see `iotsplit.tensors.rotated`
+int4     the same in 4 bits, and 8 channels of the tensor apart
 i32      token ids and labels
 u8       masks, and ids or labels if all are within 0..255
 =======  =====================================================================================
-
-The error of an int8 value is at most half of its token's scale (and the rounding of float32).
 """
 
 import math
@@ -26,14 +24,16 @@ from numpy.typing import NDArray
 from iotsplit.errors import NotFiniteError, TensorRefusedError
 from iotsplit.messages import PackedTensor
 from iotsplit.settings import Codec
-from iotsplit.tensors import int4
+from iotsplit.tensors.rotated import Rotated
 
 Shape = tuple[int, ...]
 
 NO_LABEL = -100
 """Stands for a place without loss."""
 
-_LARGEST_INT8 = 127  # -128 stays unused, so that the range is symmetric
+INT8 = Rotated(bits=8, apart=0)
+INT4 = Rotated(bits=4, apart=8)
+
 _LARGEST_U8 = 255
 _INT32 = np.iinfo(np.int32)
 
@@ -46,13 +46,13 @@ class Scheme:
         pack: from contiguous values of shape (tokens, width).
         unpack: from bytes of the right length, and (tokens, width), to that many values.
         size_bytes: of the data of (tokens, width).
-        largest_error: bound of ‖decoded - x‖ / ‖x‖ by width, for values that are not subnormal.
+        largest_error: bound of ‖decoded - x‖ / ‖x‖, for values that are not subnormal.
     """
 
     pack: Callable[[torch.Tensor], bytes]
     unpack: Callable[[bytes, int, int], NDArray[np.float32]]
     size_bytes: Callable[[int, int], int]
-    largest_error: Callable[[int], float]
+    largest_error: float
 
 
 def pack(tensor: torch.Tensor, codec: Codec, *, largest_norm: float = math.inf) -> PackedTensor:
@@ -213,28 +213,6 @@ def _unpack_bf16(data: bytes, tokens: int, width: int) -> NDArray[np.float32]:  
     return wide.view(np.float32)
 
 
-def _pack_int8(values: torch.Tensor) -> bytes:
-    if values.numel() == 0:
-        return bytes(4 * len(values))
-    scales = values.abs().amax(dim=1, keepdim=True) / _LARGEST_INT8  # (tokens, 1)
-    # A token of zeros has scale 0, and 0 / 1 is as good as any.
-    whole = values / torch.where(scales > 0, scales, 1.0)  # (tokens, width)
-    # Below the normal float32 range a scale is so coarse that the quotient can pass 127.
-    whole = whole.round_().clamp_(-_LARGEST_INT8, _LARGEST_INT8).to(torch.int8)
-    return b"".join((scales.numpy().astype("<f4", copy=False).data, whole.numpy().data))
-
-
-def _unpack_int8(data: bytes, tokens: int, width: int) -> NDArray[np.float32]:
-    scales = np.frombuffer(data, "<f4", count=tokens).astype(np.float32)
-    if not np.isfinite(scales).all():
-        raise NotFiniteError("tensor received")
-    whole = np.frombuffer(data, np.int8, offset=4 * tokens)
-    values = whole.astype(np.float32).reshape(tokens, width)
-    with np.errstate(over="ignore"):  # found by the check for finite values
-        values *= scales[:, None]
-    return values
-
-
 def _rows(shape: Shape) -> tuple[int, int]:
     """(tokens, width) of a shape (..., width); a scalar is one token of one value."""
     return (math.prod(shape[:-1]), shape[-1]) if shape else (1, 1)
@@ -260,32 +238,30 @@ def _check_norm(values: torch.Tensor, largest: float, name: str) -> None:
         raise TensorRefusedError(f"{name} has a norm of {norm:.3g}, over {largest:.3g}")
 
 
+def _rotated(scheme: Rotated) -> Scheme:
+    return Scheme(
+        pack=scheme.pack,
+        unpack=scheme.unpack,
+        size_bytes=scheme.size_bytes,
+        largest_error=scheme.largest_error,
+    )
+
+
 SCHEMES: dict[Codec, Scheme] = {
     Codec.FP32: Scheme(
         pack=_pack_fp32,
         unpack=_unpack_fp32,
         size_bytes=lambda tokens, width: 4 * tokens * width,
-        largest_error=lambda _: 0.0,
+        largest_error=0.0,
     ),
     Codec.BF16: Scheme(
         pack=_pack_bf16,
         unpack=_unpack_bf16,
         size_bytes=lambda tokens, width: 2 * tokens * width,
-        largest_error=lambda _: 2.0**-8,
+        largest_error=2.0**-8,
     ),
-    Codec.INT8: Scheme(
-        pack=_pack_int8,
-        unpack=_unpack_int8,
-        size_bytes=lambda tokens, width: tokens * (4 + width),
-        # Half a scale in each channel, and a scale is at most 1/127 of the token's norm; float32 rounds.
-        largest_error=lambda width: 1.001 * math.sqrt(width) / (2 * _LARGEST_INT8),
-    ),
-    Codec.INT4: Scheme(
-        pack=int4.pack,
-        unpack=int4.unpack,
-        size_bytes=int4.size_bytes,
-        largest_error=lambda _: int4.LARGEST_ERROR,
-    ),
+    Codec.INT8: _rotated(INT8),
+    Codec.INT4: _rotated(INT4),
 }
 
 _INTEGERS: dict[str, np.dtype[Any]] = {"i32": np.dtype("<i4"), "u8": np.dtype("u1")}

@@ -80,7 +80,7 @@ class Exchange:
 
     def largest_error(self, kind: str) -> float:
         """Bound of what the codec loses of tensors of that kind, relative to their norm."""
-        return SCHEMES[self._codec_of(kind)].largest_error(self._width)
+        return SCHEMES[self._codec_of(kind)].largest_error
 
     def take_errors(self) -> list[CodecError]:
         """What was measured since the last call."""

@@ -40,7 +40,7 @@ def test_every_hop_tells_what_its_codec_loses(model: Path, labels: Labels) -> No
     for hop, row in found.items():
         codec = s.gradient_codec if "gradient" in hop else s.activation_codec
         assert row["checked"] == sent
-        assert 0 < row["median"] <= row["largest"] <= compression.SCHEMES[codec].largest_error(32)
+        assert 0 < row["median"] <= row["largest"] <= compression.SCHEMES[codec].largest_error
     assert not [event for event in fleet.events if event.kind == "codec_error"]
 
 
@@ -54,7 +54,7 @@ def test_a_look_at_the_codec_changes_no_bit(model: Path) -> None:
 def test_more_than_the_codec_may_lose_is_said_once_for_each_agent_and_kind(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    strict = dataclasses.replace(compression.SCHEMES[Codec.INT8], largest_error=lambda _: 1e-6)
+    strict = dataclasses.replace(compression.SCHEMES[Codec.INT8], largest_error=1e-6)
     monkeypatch.setitem(compression.SCHEMES, Codec.INT8, strict)
     fleet = run(model, codec="fp32:int8", codec_check=1.0)
     said = [(event.agent, event.detail) for event in fleet.events if event.kind == "codec_error"]

@@ -53,16 +53,6 @@ def test_bf16_is_torchs_rounding(tensor: torch.Tensor) -> None:
     assert torch.equal(_around(tensor, Codec.BF16), tensor.to(torch.bfloat16).to(torch.float32))
 
 
-@given(tensors())
-def test_int8_is_off_by_half_a_scale_at_most(tensor: torch.Tensor) -> None:
-    back = _around(tensor, Codec.INT8)
-    if tensor.numel():
-        largest = tensor.abs().amax(dim=-1, keepdim=True) if tensor.ndim else tensor.abs()
-        # Half of the scale; float32 rounds scale, quotient and product, subnormal numbers coarsely.
-        bound = largest / 127 * 0.5 + largest * 3e-7 + 127 * 1.5e-45
-        assert ((back - tensor).abs() <= bound).all()
-
-
 @given(tensors(), st.sampled_from(Codec))
 def test_packing_twice_gives_the_same_bytes_of_the_announced_size(tensor: torch.Tensor, codec: Codec) -> None:
     first, second = pack(tensor, codec), pack(tensor.clone(), codec)
@@ -80,13 +70,6 @@ def test_a_tensor_that_is_not_contiguous_packs_as_its_copy(tensor: torch.Tensor,
 def test_what_is_unpacked_lies_where_torch_would_have_put_it(codec: Codec) -> None:
     packed = pack(torch.randn(3, 64), codec)
     assert unpack(packed, shape=(3, 64), codec=codec).data_ptr() % 64 == 0
-
-
-def test_the_int8_layout_is_scales_then_rows() -> None:
-    packed = pack(torch.tensor([[127.0, -1.5, 0.5], [0.0, 0.0, 0.0]]), Codec.INT8)
-    assert packed.scheme == "int8"
-    # 1.0 and 0.0 as little-endian float32; halves are rounded to the even neighbour.
-    assert packed.data == b"\x00\x00\x80\x3f" + bytes(4) + bytes([127, 254, 0]) + bytes(3)
 
 
 def test_fp32_is_little_endian() -> None:
@@ -122,9 +105,8 @@ def test_a_value_too_large_for_bf16_is_not_packed() -> None:
     [
         (Codec.FP32, b"\x00\x00\xc0\x7f"),
         (Codec.BF16, b"\x7f\x80"),
-        (Codec.INT8, b"\x00\x00\xc0\x7f\x00"),
-        (Codec.INT8, b"\x00\x00\x80\x7f\x00"),
-        (Codec.INT8, b"\xff\xff\x7f\x7f\x7f"),
+        (Codec.INT8, b"\xc0\x7f" + bytes(64)),
+        (Codec.INT4, bytes(2) + b"\x80\x7f" + bytes(34)),
     ],
 )
 def test_values_that_are_not_finite_are_not_unpacked(codec: Codec, data: bytes) -> None:
@@ -251,7 +233,7 @@ def normal_tensors(draw: st.DrawFn) -> torch.Tensor:
 @given(normal_tensors(), st.sampled_from(Codec))
 def test_what_a_codec_loses_is_within_its_bound(tensor: torch.Tensor, codec: Codec) -> None:
     lost = relative_error(pack(tensor, codec), tensor, codec)
-    assert lost <= compression.SCHEMES[codec].largest_error(tensor.shape[1])
+    assert lost <= compression.SCHEMES[codec].largest_error
 
 
 def test_what_is_lost_is_relative_to_the_norm() -> None:
@@ -264,7 +246,7 @@ def test_what_is_lost_is_relative_to_the_norm() -> None:
 def test_subnormal_values_leave_the_bound_and_that_is_seen() -> None:
     tensor = torch.full((1, 64), 1e-40)
     lost = relative_error(pack(tensor, Codec.BF16), tensor, Codec.BF16)
-    assert lost > compression.SCHEMES[Codec.BF16].largest_error(64)
+    assert lost > compression.SCHEMES[Codec.BF16].largest_error
 
 
 # --- what models do not make, but machines and peers can
@@ -277,7 +259,7 @@ def test_any_width_comes_back_as_it_was(tokens: int, width: int, codec: Codec, s
     assert back.shape == tensor.shape
     assert len(pack(tensor, codec).data) == compression.SCHEMES[codec].size_bytes(tokens, width)
     if tokens:
-        assert (back - tensor).norm() <= compression.SCHEMES[codec].largest_error(width) * tensor.norm()
+        assert (back - tensor).norm() <= compression.SCHEMES[codec].largest_error * tensor.norm()
 
 
 @pytest.mark.parametrize("codec", Codec)
