@@ -103,7 +103,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", type=Path, help="a CSV file; rows are added as they come")
+    parser.add_argument("--output", type=Path, help="a CSV file; rows come in one by one")
     return parser.parse_args()
 
 
@@ -127,15 +127,20 @@ def main() -> None:
                 row |= {"up_bits": bits(up), "down_bits": bits(down or up)}
                 row |= {"before": before, "after": run.score(batches.evaluation())}
                 rows.append(row)
+                if options.output:
+                    write(options.output, rows)
                 print(
                     "  ".join(f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()), flush=True
                 )
-    if options.output:
-        with options.output.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys())
-            writer.writeheader()
-            writer.writerows(rows)
     summary(rows)
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """All rows so far."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> None:
