@@ -1,8 +1,9 @@
 """Ways to send fewer bits that were tried, as what is left of a tensor at the other side: nothing here is sent.
 
 ========  ==========================================================================================
-``rK``    blocks of 64 channels, rotated, K bits for a value and a bf16 scale for a block; as `int8` is
-``rKoC``  the same, with the C strongest channels of the tensor apart, in bf16
+``tK``    K bits for a value and a float32 scale for a token
+``rK``    blocks of 64 channels, rotated, K bits for a value and a bf16 scale for a block: `int8` is ``r8``
+``rKoC``  the same, with the C strongest channels of the tensor apart, in bf16: `int4` is ``r4o8``
 ``rKs``   the same as ``rK``, rounded at random (unbiased)
 ``rKe``   the same as ``rK``; what was lost is added to the next tensor of the same shape (error feedback)
 ``gKoC``  ``rKoC`` without the rotation
@@ -16,7 +17,7 @@ import torch
 
 from iotsplit.tensors.rotated import BLOCK, hadamard
 
-NAME = re.compile(r"([rg])([2-8])(?:o([0-9]+))?([se]?)")
+NAME = re.compile(r"([rgt])([2-8])(?:o([0-9]+))?([se]?)")
 SCALE_BITS = 16
 
 Variant = Callable[[torch.Tensor], torch.Tensor]
@@ -29,8 +30,9 @@ def is_variant(name: str) -> bool:
 
 def bits(name: str, width: int) -> float:
     """Bits for a value of a tensor of that width."""
-    _, depth, apart, _ = _parts(name)
-    return depth + SCALE_BITS / BLOCK + 16 * apart / width
+    kind, depth, apart, _ = _parts(name)
+    scales = 32 / width if kind == "t" else SCALE_BITS / BLOCK
+    return depth + scales + 16 * apart / width
 
 
 def make(name: str, *, seed: int) -> Variant:
@@ -52,7 +54,10 @@ def make(name: str, *, seed: int) -> Variant:
         kept = values.abs().amax(dim=0).topk(apart).indices
         rest = values.clone()
         rest[:, kept] = 0
-        read = _blocks(rest, largest=2 ** (depth - 1) - 1, rotated=kind == "r", noise=noise)
+        largest = 2 ** (depth - 1) - 1
+        read = (
+            _tokens(rest, largest) if kind == "t" else _blocks(rest, largest, rotated=kind == "r", noise=noise)
+        )
         read[:, kept] = values[:, kept].to(torch.bfloat16).to(torch.float32)
         if extra == "e":
             left[values.shape] = values - read
@@ -61,7 +66,12 @@ def make(name: str, *, seed: int) -> Variant:
     return around
 
 
-def _blocks(values: torch.Tensor, *, largest: int, rotated: bool, noise: torch.Tensor | None) -> torch.Tensor:
+def _tokens(values: torch.Tensor, largest: int) -> torch.Tensor:
+    scales = values.abs().amax(dim=1, keepdim=True) / largest
+    return torch.round(values / torch.where(scales > 0, scales, 1.0)).clamp(-largest, largest) * scales
+
+
+def _blocks(values: torch.Tensor, largest: int, *, rotated: bool, noise: torch.Tensor | None) -> torch.Tensor:
     blocks = values.reshape(-1, BLOCK)  # widths that 64 divides
     matrix = hadamard() / BLOCK**0.5
     turned = blocks @ matrix if rotated else blocks
