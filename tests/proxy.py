@@ -22,7 +22,7 @@ QUEUE_S = 0.5
 MOST_BYTES = 16 << 20
 UP, DOWN = "up", "down"
 Watch = Callable[[str, bytes, float], bool]
-"""Sees a connection's bytes with their way and time; false breaks the connection."""
+"""Sees a connection's bytes with their way and time, at the client's end; false breaks the connection."""
 
 
 class Channel:
@@ -224,9 +224,7 @@ class _Pair:
         threads = []
         for source, way, target in ((client, UP, server), (server, DOWN, client)):
             threads.append(threading.Thread(target=self._read, args=(source, way), daemon=True))
-            threads.append(
-                threading.Thread(target=self._write, args=(self._channels[way], target), daemon=True)
-            )
+            threads.append(threading.Thread(target=self._write, args=(way, target), daemon=True))
         for thread in threads:
             thread.start()
         return threads
@@ -268,7 +266,7 @@ class _Pair:
                 data = source.recv(65536)
             except OSError:
                 data = b""
-            if not self._watch(way, data, clock.now()):
+            if way == UP and not self._watch(way, data, clock.now()):
                 self.abort()
                 return
             with self._changed:
@@ -280,8 +278,12 @@ class _Pair:
                 while channel.is_full and not self._closed:
                     self._changed.wait()
 
-    def _write(self, channel: Channel, target: socket.socket) -> None:
+    def _write(self, way: str, target: socket.socket) -> None:
+        channel = self._channels[way]
         while (data := self._next(channel)) is not None:
+            if way == DOWN and not self._watch(way, data, clock.now()):
+                self.abort()
+                return
             with contextlib.suppress(OSError):  # the reader of that socket notices as well
                 target.sendall(data)
         self._close(abort=False)

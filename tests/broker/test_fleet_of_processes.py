@@ -20,12 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.broker]
 WEIGHTS = "adapter/adapter_model.safetensors"
 FLEET = ("--devices=2", "--edges=2", "--rounds=2", "--local-steps=3", "--threads=1")
 STEPS = ("--cut=1,3", "--batch-size=3", "--micro-batches=2", "--sequence-length=16", "--learning-rate=0.01")
-UNMEASURED = pytest.mark.usefixtures("unmeasured_agents")
-WAYS = [
-    (Kind.MOSQUITTO, Codec.FP32),
-    pytest.param(Kind.MOSQUITTO, Codec.INT8, marks=UNMEASURED),
-    pytest.param(Kind.EMBEDDED, Codec.INT8, marks=UNMEASURED),
-]
+WAYS = [(Kind.MOSQUITTO, Codec.FP32), (Kind.MOSQUITTO, Codec.INT8), (Kind.EMBEDDED, Codec.INT8)]
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +47,7 @@ def ran(model: Path, data: Path, output: Path, *more: str) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.usefixtures("unmeasured_agents")
 @pytest.mark.parametrize(("kind", "codec"), WAYS)
 def test_processes_on_a_broker_make_the_adapter_that_roles_in_memory_make(
     kind: Kind, codec: Codec, model: Path, data: Path, tmp_path: Path
