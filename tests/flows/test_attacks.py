@@ -17,7 +17,7 @@ from iotsplit_device.tokens import Tokens
 from iotsplit_device.work import DeviceWork
 from tests.flows.weather import WeatherFleet, settings
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick", "unmeasured")]
 
 GOOD, BAD = ("a", "b", "c", "d"), "e"
 SCALE = -50.0

@@ -19,7 +19,7 @@ from iotsplit_cloud.versions import Version
 from tests.flows.crashes import CrashFleet
 from tests.flows.weather import settings
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick", "unmeasured")]
 
 STEPS = 6
 AWAY_AT = 3

@@ -20,7 +20,7 @@ from iotsplit_edge.role import EdgeRole
 from tests.flows import test_crashes
 from tests.flows.test_crashes import in_calm, run, wanted
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick", "unmeasured")]
 
 Patch = pytest.MonkeyPatch
 
