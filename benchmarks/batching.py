@@ -22,7 +22,6 @@ from iotsplit.tensors import adapters
 from iotsplit.tensors.models import describe, resolve
 from iotsplit.tensors.parts import Part, load_part
 
-Parameters = dict[str, nn.Parameter]
 Result = tuple[torch.Tensor, list[torch.Tensor]]
 
 
@@ -30,14 +29,12 @@ class Grouped(nn.Module):
     """A LoRA matrix for each session, in place of one.
 
     Args:
-        weights: (outer, inner) of each session.
+        weights: (outer, inner) of each session; they are stacked.
     """
 
     def __init__(self, weights: Sequence[torch.Tensor]) -> None:
         super().__init__()
-        self.stacked = nn.Parameter(
-            torch.stack([each.detach() for each in weights])
-        )  # (sessions, outer, inner)
+        self.stacked = nn.Parameter(torch.stack([each.detach() for each in weights]))
 
     @property
     def weight(self) -> torch.Tensor:
@@ -100,9 +97,8 @@ class Bench:
         for name in adapters.parameters(self._together):
             layer, _, rest = name.removeprefix(f"base_model.model.{self._part.layers_name}.").partition(".")
             # Such as self_attn.q_proj.lora_A, which PEFT keeps by the adapter's name, then weight.
-            slots = self._together.layers[int(layer) - self._part.plan.first].get_submodule(
-                rest.removesuffix(".weight")
-            )
+            module = self._together.layers[int(layer) - self._part.plan.first]
+            slots = module.get_submodule(rest.removesuffix(".weight"))
             made.append(Grouped([own[name] for own in self._own]))
             assert isinstance(slots, nn.ModuleDict)
             slots["default"] = made[-1]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from iotsplit.errors import RunFailedError, UsageError, UserError
 from iotsplit.runtime import clock, processes
+from iotsplit.runtime.address import identity_of
 from iotsplit_broker.settings import BrokerSettings, mosquitto_conf, rumqttd_conf
 
 # Debian puts it where users do not look, Homebrew where launchd does not.
@@ -121,9 +122,7 @@ def _check_files(settings: BrokerSettings) -> None:
     for path in (settings.users_file, certificate, key, authority, settings.acl_file):
         if path is not None and not path.is_file():
             raise UsageError(f"{path} is not there", fix="check the path")
-    if (certificate is None) != (key is None):
-        raise UsageError("a certificate needs its key", fix="give --cert-file and --key-file together")
-    if authority is not None and certificate is None:
+    if identity_of(certificate, key) is None and authority is not None:
         raise UsageError("clients show certificates in TLS only", fix="give --cert-file with --client-ca-file")
     if settings.include_dir is not None and not settings.include_dir.is_dir():
         raise UsageError(f"{settings.include_dir} is no directory", fix="check --include-dir")

@@ -90,10 +90,8 @@ class Rotated:
         rotated /= np.where(steps > 0, steps, np.float32(1))
         np.rint(rotated, out=rotated)
         np.clip(rotated, -self.largest, self.largest, out=rotated)
-        parts = [scales, self._stored(rotated)]
-        if len(channels):
-            parts = [channels.astype("<u2"), _to_bf16(matrix[:, channels]), *parts]
-        return b"".join(np.ascontiguousarray(part).data for part in parts)
+        parts = (channels.astype("<u2"), _to_bf16(matrix[:, channels]), scales, self._stored(rotated))
+        return b"".join(part.data for part in parts)
 
     def unpack(self, data: bytes, tokens: int, width: int) -> Values:
         """Unpack data of the right length to (tokens, width) values.
@@ -128,9 +126,9 @@ class Rotated:
         """Numbers of the channels that are sent apart, ascending."""
         tokens, width = matrix.shape
         apart = self._apart(width)
-        if not tokens:
+        if not apart or not tokens:
             return np.arange(apart)
-        largest = np.maximum(matrix.max(axis=0), -matrix.min(axis=0)) if apart else np.empty(0, np.float32)
+        largest = np.maximum(matrix.max(axis=0), -matrix.min(axis=0))
         return np.sort(np.argsort(-largest, kind="stable")[:apart])
 
     def _stored(self, rotated: Values) -> NDArray[Any]:
@@ -163,7 +161,7 @@ def _to_bf16(values: Values) -> NDArray[np.uint16]:
     """
     halves = torch.from_numpy(np.ascontiguousarray(values)).to(torch.bfloat16)
     if not torch.isfinite(halves).all():
-        raise NotFiniteError("tensor to send, in so few bits,")
+        raise NotFiniteError("tensor to send, as int8 or int4,")
     return halves.view(torch.int16).numpy().view(np.uint16).astype("<u2", copy=False)
 
 

@@ -18,7 +18,7 @@ from iotsplit_broker.checking.client import QUIET_S, WAIT_S, BareClient, Manners
 from iotsplit_broker.checking.points import Queue, Speed, Trip
 
 MESSAGE = bytes(1024)
-PACKET = len(MESSAGE) + PACKET_BYTES
+LARGEST_PACKET = len(MESSAGE) + PACKET_BYTES
 PATIENCE_S = 15.0
 AGENT_TRIPS = 30
 PAIRS = 12
@@ -38,7 +38,7 @@ def queue_depth(bench: Bench, count: int) -> Queue:
     count = min(
         count,
         int(PATIENCE_S * (limits.publishes_per_s or count)),
-        int(PATIENCE_S * (limits.bytes_per_s or count * PACKET) / PACKET),
+        int(PATIENCE_S * (limits.bytes_per_s or count * LARGEST_PACKET) / LARGEST_PACKET),
     )
     with bench.client() as reader, bench.client() as writer:
         reader.subscribe([topic])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from iotsplit.errors import UsageError
 from iotsplit.options import CommonOptions, parse
+from iotsplit.runtime.address import identity_of
 from iotsplit.topics import Topics
 from iotsplit_broker.configuration import output
 from iotsplit_broker.configuration.access import Rule, Users, plain_topics
@@ -140,8 +141,7 @@ def plan_of(options: ConfigOptions) -> Plan:
     Raises:
         UsageError: one does not fit.
     """
-    if (options.cert_file is None) != (options.key_file is None):
-        raise UsageError("a certificate needs its key", fix="give --cert-file and --key-file together")
+    identity_of(options.cert_file, options.key_file)  # refuses one without the other
     if options.port == 0:
         raise UsageError("port 0 is none", fix="name the port that agents will be given")
     if ADDRESS.fullmatch(options.host) is None:
