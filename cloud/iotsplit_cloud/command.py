@@ -1,5 +1,6 @@
 """``iotsplit cloud``: the agent that decides rounds and holds the adapter versions."""
 
+import contextlib
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import structlog
 import torch
 
+from iotsplit.agent import Sink
 from iotsplit.options import AgentOptions, parse
 from iotsplit.plan import PartPlan, Tier, cut_model
+from iotsplit.role import Local
 from iotsplit.runtime import serve
 from iotsplit.runtime.clock import RoundClock
 from iotsplit.runtime.runner import Runner, due_command, new_birth
 from iotsplit.settings import FleetSettings, TrainingSettings
-from iotsplit.states import Birth
+from iotsplit.states import Birth, Event, Metrics
 from iotsplit.tensors import adapters
 from iotsplit.tensors.models import ModelInfo, describe, resolve
 from iotsplit.tensors.parts import load_part, sizes
@@ -29,6 +33,8 @@ from iotsplit_cloud.role import CloudRole
 from iotsplit_cloud.store import Saved, Store
 from iotsplit_cloud.tail import Tail
 from iotsplit_cloud.versions import Library, Version
+
+log = structlog.get_logger()
 
 EXAMPLES = (
     "iotsplit cloud --devices 4 --edges 2 --rounds 3 --output out",
@@ -73,7 +79,7 @@ def main(words: Sequence[str]) -> int:
         clock.start()
 
     try:
-        code = serve.serve(role, options, sink=store.take, started=started)
+        code = serve.serve(role, options, sink=keeping(store), started=started)
         store.close("done" if role.finished else "stopped")
     except BaseException as error:
         store.close("failed", str(error))
@@ -148,3 +154,23 @@ def first_version(directory: Path, settings: TrainingSettings, plans: dict[Tier,
     whole = adapters.initial(directory, settings)
     sections = {str(tier): adapters.to_bytes(adapters.select(whole, plans[tier])) for tier in Tier}
     return Version(version=0, round=0, sections=sections)
+
+
+def keeping(store: Store) -> Sink:
+    """What writes to the store, and tells people."""
+
+    def keep(kept: Local | Metrics | Event) -> None:
+        store.take(kept)
+        if isinstance(kept, Event):
+            tell(kept)
+
+    return keep
+
+
+def tell(event: Event) -> None:
+    """Say what happened in the log: who starts a cloud by hand sees its rounds."""
+    detail: Any = event.detail
+    if event.detail.startswith("{"):  # figures
+        with contextlib.suppress(msgspec.DecodeError):
+            detail = msgspec.json.decode(event.detail)
+    log.info(event.kind, about=event.agent, **({"detail": detail} if detail else {}))

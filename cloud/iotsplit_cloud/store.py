@@ -164,7 +164,6 @@ class Store:
                     self._line("metrics", kept.metrics)
                 case Event():
                     self._line("events", kept)
-                    _tell(kept)
                 case Version():
                     self._save_version(kept)
                 case RoundState():
@@ -367,12 +366,3 @@ def _objects(file: Path) -> Iterator[tuple[msgspec.Raw, dict[str, Any]]]:
         for line in lines:
             with contextlib.suppress(msgspec.DecodeError):
                 yield msgspec.Raw(line.rstrip()), msgspec.json.decode(line, type=dict[str, Any])
-
-
-def _tell(event: Event) -> None:
-    """Say what happened in the log: who starts a cloud by hand sees its rounds."""
-    detail: Any = event.detail
-    if event.detail.startswith("{"):  # figures
-        with contextlib.suppress(msgspec.DecodeError):
-            detail = msgspec.json.decode(event.detail)
-    log.info(event.kind, about=event.agent, **({"detail": detail} if detail else {}))

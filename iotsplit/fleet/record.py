@@ -56,6 +56,9 @@ class RecordOptions(BrokerOptions, CommonOptions):
 def main(words: Sequence[str]) -> int:
     """Record until a limit is reached or a signal ends it."""
     options = parse(RecordOptions, words, name="iotsplit record", examples=EXAMPLES, places=("tape",))
+    from iotsplit.runtime.serve import start_logging  # noqa: PLC0415 - keeps --help quick
+
+    start_logging("info")  # on stderr: unconfigured it would be in the output
     topics = Topics(options.fleet, options.topic_prefix)
     filters = filters_of(options, topics)
     limits = _limits(options)

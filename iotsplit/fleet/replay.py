@@ -73,6 +73,9 @@ class ReplayOptions(AgainstOptions, BrokerOptions):
 def main(words: Sequence[str]) -> int:
     """Replay a tape."""
     options = parse(ReplayOptions, words, name="iotsplit replay", examples=EXAMPLES, places=("tape",))
+    from iotsplit.runtime.serve import start_logging  # noqa: PLC0415 - keeps --help quick
+
+    start_logging("info")  # on stderr: unconfigured it would be in the output
     if options.against is not None:
         return rehearse(options, options.against)
     return _into_broker(options)

@@ -7,7 +7,6 @@ from typing import IO, cast
 
 import msgspec
 import pytest
-from structlog.testing import capture_logs
 
 from iotsplit.errors import RunFailedError
 from iotsplit.settings import TrainingSettings
@@ -51,19 +50,6 @@ def test_a_line_that_a_full_disk_cuts_short_ends_the_run_with_the_reason(tmp_pat
     with pytest.raises(RunFailedError, match=r"events\.jsonl: No space left on device; free space"):
         store.take(EVENT)
     store.close("failed")
-
-
-def test_what_happens_stands_in_the_log_with_its_figures(tmp_path: Path) -> None:
-    store = make_store(tmp_path)
-    with capture_logs() as logs:
-        store.take(EVENT)
-        store.take(Event(kind="round_finished", agent="cloud", detail='{"round":1,"loss":1.5}'))
-        store.take(Event(kind="session_dropped", agent="press", detail="{no figures"))
-    store.close("done")
-    joined, finished, dropped = logs
-    assert joined == {"event": "agent_joined", "about": "press", "log_level": "info"}
-    assert (finished["event"], finished["detail"]) == ("round_finished", {"round": 1, "loss": 1.5})
-    assert dropped["detail"] == "{no figures"
 
 
 @pytest.mark.slow  # draws
