@@ -124,16 +124,20 @@ def main(words: Sequence[str]) -> int:
     benches = [near] if far is None else [near, far]
     began = clock.now()
 
+    interruption = _Interruption()
+
     def tell(finding: Finding) -> None:
+        interruption.settle()
         if not options.json:
             sys.stdout.write(lines_of(finding))
             sys.stdout.flush()
 
     examination = Examination(near, QUICK if options.quick else FULL, options.role, tell)
     left: list[str] = []
-    with signals_handled(ENDINGS, _interrupt):
+    with signals_handled(ENDINGS, interruption.come):
         try:
             examination.run(far)
+            interruption.settle()
         finally:
             with signals_handled(ENDINGS, signal.SIG_IGN):
                 left = [topic for bench in benches for topic in bench.clean()]
@@ -165,9 +169,20 @@ def _bench(end: BrokerOptions, options: CheckOptions) -> "Bench":
     return Bench(address, Topics(end.fleet, end.topic_prefix), agent, chunk_bytes=chunk_bytes)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    del number, frame
-    raise KeyboardInterrupt
+class _Interruption:
+    """Ends the examination at once, or after the point in hand if a finalizer swallows what is raised."""
+
+    def __init__(self) -> None:
+        self._has_come = False
+
+    def come(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self._has_come = True
+        raise KeyboardInterrupt
+
+    def settle(self) -> None:
+        if self._has_come:
+            raise KeyboardInterrupt
 
 
 def _mention(left: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """``iotsplit broker check`` without a broker: its options, its bounds, what it says."""
 
+import signal
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from iotsplit.runtime.address import BrokerAddress
 from iotsplit.topics import Topics
 from iotsplit_broker.checking import examination
 from iotsplit_broker.checking.bench import Bench
-from iotsplit_broker.checking.check import CheckOptions
+from iotsplit_broker.checking.check import CheckOptions, main
 from iotsplit_broker.checking.examination import Examination, Extent
 from iotsplit_broker.checking.findings import Finding, Verdict
 from iotsplit_broker.checking.report import as_object, conclusion, is_fit, lines_of
@@ -123,3 +124,23 @@ def test_programs_get_the_same() -> None:
         "measured": {},
         "fixes": {"mosquitto": "set_tcp_nodelay true"},
     }
+
+
+class Dying:
+    """Dies at a bad moment."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_a_finalizer_swallows_ends_the_check_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(self: Examination, far: object) -> None:
+        del self, far
+        Dying()
+
+    monkeypatch.setattr(Examination, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        main(["mqtt://127.0.0.1"])
