@@ -1,8 +1,11 @@
 """Turns what transformers reads (GGUF, pickled weights) into float32 safetensors."""
 
 import contextlib
+import functools
+import importlib
 import importlib.util
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,8 @@ def write_float32(source: Path, target: Path) -> None:
         _need_gguf()
         options["gguf_file"] = source.name
     directory = source.parent if source.is_file() else source
-    model, tokenizer = _load(directory, source, options)
+    with _gguf_read_once() if options else contextlib.nullcontext():
+        model, tokenizer = _load(directory, source, options)
     # What is saved is plain float32: loading must not look for a quantizer.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -53,6 +57,23 @@ def _load(directory: Path, source: Path, options: dict[str, Any]) -> tuple[Any, 
             fix="fetch it again, or name a decoder-only language model with its tokenizer",
         ) from error
     return model, tokenizer
+
+
+@contextlib.contextmanager
+def _gguf_read_once() -> Iterator[None]:
+    """Let transformers find again what it has read of a file: it asks for all of it three times.
+
+    It also makes the table of a model's names anew for each of its modules.
+    """
+    gguf = importlib.import_module("gguf")
+    read = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    for name, each in read.items():
+        setattr(gguf, name, functools.cache(each))
+    try:
+        yield
+    finally:
+        for name, each in read.items():
+            setattr(gguf, name, each)
 
 
 def _need_gguf() -> None:

@@ -9,12 +9,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
     BertConfig,
     LlamaConfig,
     PreTrainedConfig,
@@ -24,6 +27,7 @@ from transformers import (
 
 from iotsplit.errors import UsageError
 from iotsplit.tensors import models
+from iotsplit.tensors.conversion import write_float32
 from iotsplit.tensors.models import describe, resolve
 from tests.unit.tensors.tiny import TinyModel
 
@@ -105,6 +109,35 @@ def test_a_conversion_that_fails_leaves_nothing(llama: TinyModel, tmp_path: Path
     with pytest.raises(UsageError, match="cannot be read"):
         resolve(str(source), tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+class Saved:
+    """Something that was loaded."""
+
+    config = SimpleNamespace()
+
+    def save_pretrained(self, target: Path) -> None:
+        assert target.is_dir()
+
+
+def test_a_gguf_file_is_read_but_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def reads(name: str) -> str:
+        read.append(name)
+        return name
+
+    def load(directory: Path, *, gguf_file: str, **_: object) -> Saved:
+        gguf.GGUFReader(str(directory / gguf_file))
+        return Saved()
+
+    monkeypatch.setattr(gguf, "GGUFReader", reads)
+    for each in (AutoModelForCausalLM, AutoTokenizer):
+        monkeypatch.setattr(each, "from_pretrained", load)
+    (tmp_path / "m.gguf").touch()
+    write_float32(tmp_path / "m.gguf", tmp_path)
+    assert read == [str(tmp_path / "m.gguf")]
+    assert vars(gguf)["GGUFReader"] is reads
 
 
 @pytest.mark.parametrize("missing", ["gguf", "accelerate"])
