@@ -90,23 +90,7 @@ def serve(
         die_with_parent()
     if role.tier is Tier.DEVICE:
         return_freed_memory()
-    topics = Topics(options.fleet, options.topic_prefix)
-    agent = Agent(
-        role,
-        Mailbox(topics, role.agent, chunk_bytes=options.largest_bytes),
-        sink=sink,
-        complain=lambda origin, reason: log.warning("dropped a message", topic=origin, reason=reason),
-        wall=clock.wall,
-    )
-    link = MqttLink(address_of(options), client_id(options.fleet, role.tier, role.agent))
-    beacons = [discovery(options.home_assistant, topics, role.birth)] if options.home_assistant else []
-    runner = Runner(
-        agent,
-        link,
-        largest_bytes=options.largest_bytes,
-        most_filters=options.limits.subscriptions,
-        beacons=beacons,
-    )
+    runner = runner_of(role, options, sink=sink)
     interrupted = False
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -118,9 +102,31 @@ def serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
     started(runner)
-    log.info("started", agent=role.agent, role=role.tier, broker=options.broker, root=topics.root)
+    root = Topics(options.fleet, options.topic_prefix).root
+    log.info("started", agent=role.agent, role=role.tier, broker=options.broker, root=root)
     runner.run()
     return INTERRUPTED if interrupted and not role.finished else 0
+
+
+def runner_of(role: Role, options: AgentOptions, *, sink: Sink = nowhere) -> Runner:
+    """What runs a role on the broker of its options, not started yet."""
+    topics = Topics(options.fleet, options.topic_prefix)
+    agent = Agent(
+        role,
+        Mailbox(topics, role.agent, chunk_bytes=options.largest_bytes),
+        sink=sink,
+        complain=lambda origin, reason: log.warning("dropped a message", topic=origin, reason=reason),
+        wall=clock.wall,
+    )
+    link = MqttLink(address_of(options), client_id(options.fleet, role.tier, role.agent))
+    beacons = [discovery(options.home_assistant, topics, role.birth)] if options.home_assistant else []
+    return Runner(
+        agent,
+        link,
+        largest_bytes=options.largest_bytes,
+        most_filters=options.limits.subscriptions,
+        beacons=beacons,
+    )
 
 
 def state_directory(options: AgentOptions) -> Path:

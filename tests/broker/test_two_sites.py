@@ -11,14 +11,11 @@ import torch
 
 from benchmarks.chaos import WEIGHTS
 from benchmarks.fleet import rows
-from iotsplit.datasets import partition
-from iotsplit.datasets.records import write_jsonl
-from iotsplit.fleet.output import to_toml
 from iotsplit.runtime import clock
 from iotsplit.settings import FleetSettings, Stragglers, TrainingSettings
 from tests.broker.conftest import StartBroker
 from tests.broker.sites import FLEET, Listener, TwoSites, iotsplit, users_file
-from tests.flows.real import RealFleet
+from tests.flows.real import RealFleet, lay_out
 from tests.support import letters_model
 from tests.waiting import comes_true
 
@@ -47,15 +44,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def output(tmp_path: Path) -> Path:
-    """The cloud's output directory, with everyone's data and settings in it."""
-    output, given = tmp_path / "out", tmp_path / "given"
-    (output / "data").mkdir(parents=True)
-    given.mkdir()
-    for name in DEVICES:
-        (given / f"{name}.txt").write_text(f"the {name} is too hot today\n" * 60)
-    for name, records in partition.load(str(given), devices=len(DEVICES)).items():
-        write_jsonl(output / "data" / f"{name}.jsonl", records)
-    return output
+    """The cloud's output directory."""
+    return tmp_path / "out"
 
 
 @contextlib.contextmanager
@@ -64,14 +54,13 @@ def sites(
 ) -> Iterator[TwoSites]:
     here = len(edges) - len(more.get("far_edges", []))  # standbys are not waited for
     members = FleetSettings(devices=len(DEVICES), edges=here, once=True, stragglers=Stragglers.WAIT)
-    config = output / "fleet.toml"
-    config.write_text(to_toml(TRAINING, members))
+    lay_out(output, DEVICES, TRAINING, members)
     fleet = TwoSites(
         output=output,
         model=model,
         devices=DEVICES,
         edges=edges,
-        words=[f"--config={config}"],
+        words=[f"--config={output / 'fleet.toml'}"],
         proxied=False,
         far_port=far_port,
         **more,

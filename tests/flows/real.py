@@ -1,9 +1,13 @@
 """Fleets in memory of the roles that the commands make, from the files that a run left."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
-from iotsplit.datasets.records import read
+from iotsplit.datasets import partition
+from iotsplit.datasets.records import read, write_jsonl
+from iotsplit.fleet.output import to_toml
 from iotsplit.options import parse
 from iotsplit.plan import Tier
 from iotsplit.role import Local
@@ -21,7 +25,38 @@ from iotsplit_edge import command as edge
 from iotsplit_edge.role import EdgeRole
 from tests.support import Fleet
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 EVAL_LIMIT = device.DeviceOptions(broker="").eval_limit
+
+
+_loading = threading.Lock()
+
+
+def one_at_a_time(load: Callable[P, T]) -> Callable[P, T]:
+    """The same for agents that are threads: what loads a part changes torch for the whole process."""
+
+    def alone(*args: P.args, **named: P.kwargs) -> T:
+        with _loading:
+            return load(*args, **named)
+
+    return alone
+
+
+def lay_out(
+    directory: Path, devices: Sequence[str], training: TrainingSettings, members: FleetSettings
+) -> Path:
+    """What a run leaves in its directory before it starts anybody: its data and its settings."""
+    given = directory / "given"
+    given.mkdir(parents=True)
+    (directory / "data").mkdir()
+    for name in devices:
+        (given / f"{name}.txt").write_text(f"the {name} is too hot today\n" * 60)
+    for name, records in partition.load(str(given), devices=len(devices)).items():
+        write_jsonl(directory / "data" / f"{name}.jsonl", records)
+    (directory / "fleet.toml").write_text(to_toml(training, members))
+    return directory
 
 
 class RealFleet(Fleet):
@@ -31,11 +66,15 @@ class RealFleet(Fleet):
         model: directory with a tokenizer.
         ran: output directory of the run: its data and its settings.
         output: where this fleet's cloud writes.
+        words: options of every agent: where the broker is, and what it allows.
     """
 
-    def __init__(self, model: Path, ran: Path, output: Path) -> None:
-        words = [f"--config={ran / 'fleet.toml'}", f"--output={output}", f"--model={model}"]
-        self._options = parse(cloud.CloudOptions, [*words, "--broker=mqtt://127.0.0.1"], name="iotsplit cloud")
+    def __init__(
+        self, model: Path, ran: Path, output: Path, words: Sequence[str] = ("--broker=mqtt://127.0.0.1",)
+    ) -> None:
+        self.words = words
+        given = [f"--config={ran / 'fleet.toml'}", f"--output={output}", f"--model={model}"]
+        self._options = parse(cloud.CloudOptions, [*given, *words], name="iotsplit cloud")
         self._data = ran / "data"
         self._peft = adapters.peft_config(model, self._options.training, base=str(model))
         self._store = Store(output, agent="cloud", settings=self._options.training, peft=self._peft)
@@ -56,11 +95,11 @@ class RealFleet(Fleet):
 
     def make_edge(self, name: str) -> EdgeRole:
         loader = edge.make_loader(self._model, self._info)
-        return EdgeRole(birth=self._birth(name, Tier.EDGE), load=loader)
+        return EdgeRole(birth=self._birth(name, Tier.EDGE), load=one_at_a_time(loader))
 
     def make_device(self, name: str, train: list[Tokens]) -> DeviceRole:
         del train  # from the file
-        return DeviceRole(birth=self._birth(name, Tier.DEVICE), load=self.loader(name))
+        return DeviceRole(birth=self._birth(name, Tier.DEVICE), load=one_at_a_time(self.loader(name)))
 
     def loader(self, name: str) -> Callable[[TrainingSettings], DeviceWork]:
         """What makes a device's part and data ready."""

@@ -92,6 +92,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("first", range(0, 10, 5))
 def test_the_adapter_is_that_of_a_run_in_peace(model: Path, way: str, first: int) -> None:

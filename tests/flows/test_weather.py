@@ -44,6 +44,7 @@ def test_the_same_seed_twice_gives_the_same_bytes(model: Path) -> None:
     assert once.versions[-1].sections != other.versions[-1].sections
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("changes", [{}, {"labels": Labels.DEVICE}, {"codec": Codec.INT8}], ids=str)
 def test_the_order_of_arrival_does_not_matter(model: Path, changes: dict[str, object]) -> None:
     for seed in range(10):
@@ -65,6 +66,7 @@ def test_every_way_of_training_weathers_a_storm(model: Path, changes: dict[str, 
         check(model, settings(**changes), Storm(seed, lose=0.15, repeat=0.15, delay_s=2.0), edges=2)
 
 
+@pytest.mark.usefixtures("unmeasured")
 @given(
     seed=st.integers(0, 2**32),
     lose=st.floats(0.0, 0.4),
