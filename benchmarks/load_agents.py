@@ -66,7 +66,7 @@ def edge_role(name: str, model: Path, settings: TrainingSettings) -> Role:
     part = quick_part(model, cut_model(info.layers, settings.cut, settings.labels)[Tier.EDGE])
     adapters.inject(part, settings)
     birth = new_birth(name, Tier.EDGE, model=info.fingerprint, threads=1)
-    return EdgeRole(birth=birth, load=lambda _, adapter: EdgeWork(part, settings, adapter))
+    return EdgeRole(birth=birth, load=lambda _, adapter, round_: EdgeWork(part, settings, adapter, round_))
 
 
 ROLES = {Tier.DEVICE: device_role, Tier.EDGE: edge_role}

@@ -33,6 +33,7 @@ class Aggregation(StrEnum):
 
     FEDAVG = "fedavg"
     FLEXLORA = "flexlora"
+    ROLORA = "rolora"
     TRIMMED = "trimmed"
 
 
@@ -80,7 +81,8 @@ class TrainingSettings:
         codec_check: Share of the micro-batches of which is measured what the codec loses, from 0 to 1.
         update_codec: Encoding of what devices and edges have trained in a round: the values in `fp32`, or their
             change since the adapter version in `bf16` or `int8`.
-        aggregation: How adapters are averaged: A and B apart, their product, or A and B without extreme values.
+        aggregation: How adapters are averaged: A and B apart (`fedavg`), their product (`flexlora`), only B and
+            only A in turn by round (`rolora`), or A and B without extreme values (`trimmed`).
         trim: With `trimmed`, share of the devices whose values are left out at each end; at least one of three.
         clip_updates: Shorten updates that are longer than the median of the round, whatever the aggregation.
         norm_bound: Largest root mean square of hidden states and largest norm of a gradient; a session that

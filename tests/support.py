@@ -163,8 +163,8 @@ class Fleet:
         part = load_part(self._model, self._plans[Tier.EDGE])
         adapters.inject(part, self._settings)
 
-        def load(settings: TrainingSettings, adapter: bytes) -> EdgeWork:
-            return EdgeWork(part, settings, adapter)
+        def load(settings: TrainingSettings, adapter: bytes, round_: int) -> EdgeWork:
+            return EdgeWork(part, settings, adapter, round_)
 
         return EdgeRole(birth=self._birth(name, Tier.EDGE), load=load)
 

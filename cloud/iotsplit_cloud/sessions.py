@@ -20,7 +20,7 @@ from iotsplit.session import Awaited, Backup, wanted_by
 from iotsplit.settings import TrainingSettings
 from iotsplit.states import Assignment, Event, Metrics
 
-Check = Callable[[Tier, Update, int], Update]
+Check = Callable[[Tier, Update, Assignment], Update]
 """Decodes an update; a PeerError if it cannot have come from that version, or cannot be averaged."""
 
 
@@ -136,7 +136,7 @@ class CloudSession:
         """
         if update.tokens != self.tokens:
             raise TensorRefusedError(f"an update for {update.tokens} tokens, not {self.tokens}")
-        return check(tier, update, self.assignment.version)
+        return check(tier, update, self.assignment)
 
     def resume(self, resume: Resume) -> Frame:
         """Tell the edge where we stand."""

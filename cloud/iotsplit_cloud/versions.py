@@ -14,9 +14,9 @@ from iotsplit.plan import Tier
 from iotsplit.retained import cut_version, digest
 from iotsplit.role import Local
 from iotsplit.settings import TrainingSettings, UpdateCodec
-from iotsplit.states import AdapterHead, AdapterLatest, Forget
+from iotsplit.states import AdapterHead, AdapterLatest, Assignment, Forget
 from iotsplit.tensors import adapters
-from iotsplit.tensors.aggregation import next_version
+from iotsplit.tensors.aggregation import next_version, trained_in
 from iotsplit.tensors.bounds import check_update
 from iotsplit.tensors.updates import LARGEST_GROWTH, decode
 
@@ -122,8 +122,8 @@ class Library:
         self.head = head
         return [*chunks, head, AdapterLatest(version=self.current.version)]
 
-    def check(self, tier: Tier, update: Update, since: int) -> Update:
-        """Look whether an update can be averaged, and can come from the version that it began with.
+    def check(self, tier: Tier, update: Update, assignment: Assignment) -> Update:
+        """Look whether an update can be averaged, and can come from the version that its session began with.
 
         Returns:
             The update with all parameters, as float32.
@@ -131,16 +131,17 @@ class Library:
         Raises:
             PeerError: it is not what was agreed, or further away than training goes.
         """
-        base = self._versions.get(since)
+        base = self._versions.get(assignment.version)
         if base is None:
-            raise TensorRefusedError(f"an update of version {since}, which is not kept any more")
+            raise TensorRefusedError(f"an update of version {assignment.version}, which is not kept any more")
         codec = self._settings.update_codec
-        start = base.section(tier)
+        section = base.section(tier)
+        start = {name: section[name] for name in trained_in(assignment.round, section, self._settings)}
         tensors = decode(update.tensors, start, codec)
         check_update(start, tensors, self._settings, growth=LARGEST_GROWTH[codec])
-        if codec is UpdateCodec.FP32:
+        if codec is UpdateCodec.FP32 and len(start) == len(section):
             return update
-        return msgspec.structs.replace(update, tensors=adapters.to_bytes(tensors))
+        return msgspec.structs.replace(update, tensors=adapters.to_bytes(section | tensors))
 
     def rebased(self, tier: Tier, update: Update, *, since: int) -> Update:
         """What an update of an earlier version would be today: its change, made to the current version.

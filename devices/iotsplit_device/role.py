@@ -171,7 +171,7 @@ class DeviceRole:
         if self._gathering is not None:
             self._gathering.settle(assignment)
         work = self._load(settings)
-        work.load(self._held[1])
+        work.load(self._held[1], assignment.round)
         work.session = assignment.session
         self._work = work
         frozen, trainable = work.sizes

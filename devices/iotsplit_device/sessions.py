@@ -197,7 +197,7 @@ class Training:
                 continue
             self._step, self._trained_tokens = checkpoint.step, checkpoint.tokens
             return said
-        self._work.load(self._start)
+        self._work.load(self._start, self.backup.assignment.round)
         self._step = self._trained_tokens = 0
         return said
 

@@ -13,6 +13,7 @@ from iotsplit.messages import (
 from iotsplit.plan import Labels
 from iotsplit.settings import TrainingSettings
 from iotsplit.tensors import adapters, updates
+from iotsplit.tensors.aggregation import trained_in
 from iotsplit.tensors.boundary import Boundary
 from iotsplit.tensors.compression import pack_integers
 from iotsplit.tensors.exchange import CodecError, Exchange
@@ -49,9 +50,9 @@ class DeviceWork:
         """Numbers of frozen and of trainable parameters."""
         return sizes(self.part)
 
-    def load(self, adapter: bytes) -> None:
-        """Take over an adapter version; the optimizer starts anew."""
-        self._trained.start_over(adapter)
+    def load(self, adapter: bytes, round_: int) -> None:
+        """Take over an adapter version for a round; the optimizer starts anew."""
+        self._trained.start_over(adapter, trained_in(round_, self._trained.parameters, self.settings))
         self._start = self._trained.values()
         self._boundary.drop_all()  # what a session that was dropped has left
 
@@ -120,7 +121,7 @@ class DeviceWork:
 
     def update(self) -> bytes:
         """The part's LoRA parameters as the cloud gets them."""
-        return updates.encode(self._trained.parameters, self._start, self.settings.update_codec)
+        return updates.encode(self._trained.brought(), self._start, self.settings.update_codec)
 
     def codec_errors(self) -> list[CodecError]:
         """What the codec has lost of tensors that were sent since the last call."""

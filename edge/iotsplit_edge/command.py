@@ -71,11 +71,11 @@ def main(words: Sequence[str]) -> int:
 
 def make_loader(
     directory: Path, info: ModelInfo, *, gradient_checkpointing: bool = False
-) -> Callable[[TrainingSettings, bytes], EdgeWork]:
+) -> Callable[[TrainingSettings, bytes, int], EdgeWork]:
     """What makes a session's work ready; all sessions share the frozen part of the settings last seen."""
     made: dict[tuple[PartPlan, object], Part] = {}
 
-    def load(settings: TrainingSettings, adapter: bytes) -> EdgeWork:
+    def load(settings: TrainingSettings, adapter: bytes, round_: int) -> EdgeWork:
         plan = cut_model(info.layers, settings.cut, settings.labels)[Tier.EDGE]
         key = (plan, (settings.rank, settings.alpha, settings.target_modules, settings.base_dtype))
         if key not in made:
@@ -84,6 +84,6 @@ def make_loader(
             adapters.inject(made[key], settings)
             if gradient_checkpointing:
                 recompute(made[key].layers)
-        return EdgeWork(made[key], settings, adapter)
+        return EdgeWork(made[key], settings, adapter, round_)
 
     return load

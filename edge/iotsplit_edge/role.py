@@ -36,7 +36,7 @@ class EdgeRole:
 
     Args:
         birth: what the edge says of itself.
-        load: makes a session's work from settings and the edge's section of an adapter version.
+        load: makes a session's work from settings, the edge's section of an adapter version, and the round.
         chunk_bytes: largest retained message.
     """
 
@@ -47,7 +47,7 @@ class EdgeRole:
         self,
         *,
         birth: Birth,
-        load: Callable[[TrainingSettings, bytes], EdgeWork],
+        load: Callable[[TrainingSettings, bytes, int], EdgeWork],
         chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
         self.agent = birth.agent
@@ -187,7 +187,7 @@ class EdgeRole:
         assignment = start.assignment
         settings = assignment.settings
         assert settings is not None  # noqa: S101 - else there is no start
-        work = self._load(settings, version)
+        work = self._load(settings, version, assignment.round)
         work.session = assignment.session
         if start.body is not None:
             try:

@@ -6,6 +6,7 @@ from iotsplit.messages import Activation, Gradient, Identity, TailGradient, Tail
 from iotsplit.plan import Labels
 from iotsplit.settings import TrainingSettings
 from iotsplit.tensors import adapters, updates
+from iotsplit.tensors.aggregation import trained_in
 from iotsplit.tensors.boundary import Boundary
 from iotsplit.tensors.compression import unpack_labels, unpack_mask
 from iotsplit.tensors.exchange import CodecError, Exchange
@@ -23,15 +24,17 @@ class EdgeWork:
         part: the edge's layers with LoRA injected; its LoRA parameters are swapped for the session's.
         settings: the fleet's settings.
         adapter: the edge's section of the adapter version to start from.
+        round_: which the session belongs to.
     """
 
-    def __init__(self, part: Part, settings: TrainingSettings, adapter: bytes) -> None:
+    def __init__(self, part: Part, settings: TrainingSettings, adapter: bytes, round_: int) -> None:
         self._part = part
         self._settings = settings
         self._exchange = Exchange(settings, part.width)
         shapes = {name: tuple(value.shape) for name, value in adapters.parameters(part).items()}
         self._start = adapters.from_bytes(adapter, shapes)
-        self._trained = Trained(adapters.fresh(self._start), settings)
+        names = trained_in(round_, self._start, settings)
+        self._trained = Trained(adapters.fresh(self._start), settings, names)
         self._boundary = Boundary()
         self._shapes: dict[Key, tuple[int, ...]] = {}
         self.session = ""
@@ -131,4 +134,4 @@ class EdgeWork:
 
     def update(self) -> bytes:
         """The session's LoRA parameters as the cloud gets them."""
-        return updates.encode(self._trained.parameters, self._start, self._settings.update_codec)
+        return updates.encode(self._trained.brought(), self._start, self._settings.update_codec)

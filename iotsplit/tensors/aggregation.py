@@ -12,7 +12,7 @@ gradients in each step. Else one device could spoil what all share without sendi
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -63,6 +63,20 @@ def flexlora(adapters: Sequence[Adapter], weights: Sequence[float]) -> dict[str,
         ]
         merged[name], merged[pair] = _cut_back(torch.cat(lower), torch.cat(upper, dim=1), len(lower[0]))
     return dict(sorted(merged.items()))
+
+
+def trained_in(round_: int, names: Iterable[str], settings: TrainingSettings) -> list[str]:
+    """Which LoRA matrices devices and edges train in a round, and bring to the cloud.
+
+    With `rolora` (Chen et al. 2025, arXiv 2502.01755) B in odd rounds and A in even ones: the other is the same
+    for all, so that the mean of what they have trained is that of the products, and half as much is sent. B is
+    first, because A has no gradient as long as B is zero. The cloud's own section is not averaged, but always
+    trained whole.
+    """
+    if settings.aggregation is not Aggregation.ROLORA:
+        return sorted(names)
+    matrix = _B if round_ % 2 else _A
+    return sorted(name for name in names if matrix in name)
 
 
 def trimmed(adapters: Sequence[Adapter], weights: Sequence[float], share: float) -> dict[str, torch.Tensor]:
@@ -116,6 +130,7 @@ def clip(updates: Sequence[Adapter], start: Adapter) -> list[Adapter]:
 AGGREGATORS: dict[Aggregation, Aggregator] = {
     Aggregation.FEDAVG: lambda adapters, weights, _: fedavg(adapters, weights),
     Aggregation.FLEXLORA: lambda adapters, weights, _: flexlora(adapters, weights),
+    Aggregation.ROLORA: lambda adapters, weights, _: fedavg(adapters, weights),
     Aggregation.TRIMMED: trimmed,
 }
 

@@ -1,6 +1,6 @@
 """What a tier trains: LoRA parameters with their optimizer, and both as one body of safetensors."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from safetensors.torch import load, save
@@ -23,12 +23,24 @@ class Trained:
     Args:
         parameters: by global name.
         settings: the fleet's.
+        names: of those that the optimizer trains; by default all.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], settings: TrainingSettings) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        settings: TrainingSettings,
+        names: Iterable[str] | None = None,
+    ) -> None:
         self.parameters = dict(sorted(parameters.items()))
         self._settings = settings
-        self._optimizer = adapters.make_optimizer(self.parameters, settings)
+        self._set_out(names)
+
+    def _set_out(self, names: Iterable[str] | None) -> None:
+        """Begin with an optimizer that knows nothing."""
+        wanted = self.parameters if names is None else names
+        self._in_training = {name: self.parameters[name] for name in sorted(wanted)}
+        self._optimizer = adapters.make_optimizer(self._in_training, self._settings)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -47,14 +59,18 @@ class Trained:
         """
         self._put(adapters.from_bytes(adapter, self.shapes))
 
-    def start_over(self, adapter: bytes) -> None:
+    def start_over(self, adapter: bytes, names: Iterable[str] | None = None) -> None:
         """Take over an adapter's values, with an optimizer that knows nothing.
+
+        Args:
+            adapter: of all parameters.
+            names: of those that it trains from now on; by default all.
 
         Raises:
             PeerError: not this part's adapter.
         """
         self.load(adapter)
-        self._optimizer = adapters.make_optimizer(self.parameters, self._settings)
+        self._set_out(names)
         self.forget_gradients()
 
     def step(self) -> None:
@@ -73,7 +89,12 @@ class Trained:
 
     def forget_gradients(self) -> None:
         """Drop gradients that no step has used."""
-        self._optimizer.zero_grad(set_to_none=True)
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+    def brought(self) -> dict[str, torch.Tensor]:
+        """The parameters in training, as they are."""
+        return {name: value.detach() for name, value in self._in_training.items()}
 
     def adapter(self) -> bytes:
         """The parameters as they are."""
@@ -108,7 +129,7 @@ class Trained:
             self.parameters[name].data.copy_(value)
 
     def _state(self) -> dict[str, torch.Tensor]:
-        names = list(self.parameters)
+        names = list(self._in_training)
         return {
             f"{names[index]}/{quantity}": value.detach().clone().contiguous()
             for index, values in self._optimizer.state_dict()["state"].items()
@@ -117,7 +138,7 @@ class Trained:
         }
 
     def _put_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        place = {name: index for index, name in enumerate(self.parameters)}
+        place = {name: index for index, name in enumerate(self._in_training)}
         state: dict[int, dict[str, torch.Tensor]] = {}
         for key, value in tensors.items():
             name, quantity = key.rsplit("/", 1)
@@ -128,6 +149,7 @@ class Trained:
         shapes = self.shapes
         for quantity in QUANTITIES[self._settings.optimizer]:
             shapes |= {
-                f"{name}/{quantity}": () if quantity == "step" else shape for name, shape in self.shapes.items()
+                f"{name}/{quantity}": () if quantity == "step" else tuple(value.shape)
+                for name, value in self._in_training.items()
             }
         return shapes

@@ -39,7 +39,7 @@ def encode(tensors: Tensors, start: Tensors, codec: UpdateCodec) -> bytes:
 
     Args:
         tensors: float32 matrices by name.
-        start: the same ones in the adapter version that the session began with.
+        start: the adapter version that the session began with: these matrices, and maybe more.
         codec: the fleet's.
     """
     if codec is UpdateCodec.FP32:

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from iotsplit.settings import BaseDtype, TrainingSettings
+from iotsplit.settings import Aggregation, BaseDtype, TrainingSettings
 from iotsplit.tensors import adapters
 from iotsplit.tensors.frozen import FrozenLinear
 from iotsplit_device.batches import Batches, MicroBatch
@@ -37,20 +37,31 @@ class Monolith:
             logits.flatten(0, 1), batch.labels.flatten(), ignore_index=-100, reduction="sum"
         )
 
-    def step(self, batches: Sequence[MicroBatch]) -> None:
+    def step(self, batches: Sequence[MicroBatch], *, round_: int = 1) -> None:
         """One optimizer step on the mean over all loss tokens."""
         tokens = sum(batch.tokens for batch in batches)
         for batch in batches:
             torch.autograd.backward(self.loss_sum(batch) / tokens)
+        for name in self._resting_in(round_):
+            self.parameters[name].grad = None
         self._optimizer.step()
         self._optimizer.zero_grad()
+
+    def _resting_in(self, round_: int) -> list[str]:
+        """What nobody trains in a round: with rolora A or B below the cloud."""
+        if self._settings.aggregation is not Aggregation.ROLORA:
+            return []
+        resting = ".lora_A." if round_ % 2 else ".lora_B."
+        below = [f".layers.{layer}." for layer in range(self._settings.cut[1])]
+        return [name for name in self.parameters if resting in name and any(each in name for each in below)]
 
     def train(self, data: Sequence[Batches]) -> dict[str, torch.Tensor]:
         """All rounds and steps, each step on the union of the devices' batches."""
         s = self._settings
         for round_ in range(1, s.rounds + 1):
             for step in range(s.local_steps):
-                self.step([m for each in data for m in each.step(round_, step, local_steps=s.local_steps)])
+                union = [m for each in data for m in each.step(round_, step, local_steps=s.local_steps)]
+                self.step(union, round_=round_)
         return {name: value.detach() for name, value in self.parameters.items()}
 
 

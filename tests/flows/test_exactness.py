@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from iotsplit.plan import Labels
-from iotsplit.settings import BaseDtype, Codec, Optimizer, TrainingSettings, UpdateCodec
+from iotsplit.settings import Aggregation, BaseDtype, Codec, Optimizer, TrainingSettings, UpdateCodec
 from tests.flows.monolith import Monolith
 from tests.support import Fleet, sequences
 
@@ -72,8 +72,18 @@ def test_one_device_trains_as_peft_does_on_a_base_of_fewer_bits(
 
 
 @pytest.mark.parametrize("labels", Labels)
-def test_several_rounds_of_sgd_are_one_long_training(model: Path, labels: Labels) -> None:
-    s = settings(labels=labels, rounds=3, local_steps=2, optimizer=Optimizer.SGD, micro_batches=3)
+@pytest.mark.parametrize("aggregation", [Aggregation.FEDAVG, Aggregation.ROLORA])
+def test_several_rounds_of_sgd_are_one_long_training(
+    model: Path, labels: Labels, aggregation: Aggregation
+) -> None:
+    s = settings(
+        labels=labels,
+        rounds=3,
+        local_steps=2,
+        optimizer=Optimizer.SGD,
+        micro_batches=3,
+        aggregation=aggregation,
+    )
     data = sequences("a", 9)
     fleet = Fleet(model, s, {"a": data})
     fleet.run()
@@ -94,6 +104,23 @@ def test_one_sgd_step_of_many_is_one_step_on_the_union(model: Path, labels: Labe
     union = Monolith(model, s).train([fleet.batches(name, each) for name, each in data.items()])
     assert difference(fleet.adapter(), union) <= 1e-6
     assert moved(fleet) > 1e-3
+
+
+@pytest.mark.parametrize("codec", UpdateCodec)
+def test_with_rolora_a_round_changes_a_or_b_and_half_as_much_is_sent(model: Path, codec: UpdateCodec) -> None:
+    data = {"a": sequences("a", 4), "b": sequences("b", 7, longest=6)}
+    sent = {}
+    for aggregation in (Aggregation.FEDAVG, Aggregation.ROLORA):
+        fleet = Fleet(model, settings(rounds=2, aggregation=aggregation, update_codec=codec), data)
+        fleet.run()
+        sent[aggregation] = sum(row["bytes"]["adapters"]["up"] for row in fleet.report.rounds)
+    zero, one, two = (version.tensors() for version in fleet.versions)
+    below = [name for name in zero if int(name.split(".layers.")[1].split(".")[0]) < 3]
+    for name in below:
+        is_b = ".lora_B." in name
+        assert torch.equal(zero[name], one[name]) == (not is_b)
+        assert torch.equal(one[name], two[name]) == is_b
+    assert sent[Aggregation.ROLORA] < 0.6 * sent[Aggregation.FEDAVG]
 
 
 def test_evaluation_reports_the_loss_of_the_whole_model(model: Path) -> None:

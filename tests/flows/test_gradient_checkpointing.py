@@ -89,7 +89,7 @@ def test_each_command_does_it_when_it_is_told_to(tmp_path: Path, switched_on: bo
     assert again(load(settings).part) is switched_on
     whole = adapters.initial(directory, settings)
     section = adapters.to_bytes(adapters.select(whole, cut_model(5, (2, 3), Labels.CLOUD)[Tier.EDGE]))
-    work = edge.make_loader(directory, info, gradient_checkpointing=switched_on)(settings, section)
+    work = edge.make_loader(directory, info, gradient_checkpointing=switched_on)(settings, section, 1)
     assert again(work._part) is switched_on
     options = cloud.CloudOptions(training=settings, gradient_checkpointing=switched_on, output=tmp_path / "out")
     birth = Birth(agent="cloud", role=Tier.CLOUD, online=True, incarnation=1, model=info.fingerprint)

@@ -59,7 +59,14 @@ def test_whatever_is_lost_repeated_or_reordered_is_made_up_for(small_model: Path
 
 
 @pytest.mark.parametrize(
-    "changes", [{"labels": Labels.DEVICE}, {"aggregation": Aggregation.FLEXLORA}, {"micro_batches": 1}], ids=str
+    "changes",
+    [
+        {"labels": Labels.DEVICE},
+        {"aggregation": Aggregation.FLEXLORA},
+        {"aggregation": Aggregation.ROLORA},
+        {"micro_batches": 1},
+    ],
+    ids=str,
 )
 def test_every_way_of_training_weathers_a_storm(model: Path, changes: dict[str, object]) -> None:
     for seed in range(5):

@@ -19,6 +19,7 @@ from iotsplit.tensors.aggregation import (
     flexlora,
     next_version,
     step_gradient,
+    trained_in,
     trimmed,
     trimmed_at_each_end,
 )
@@ -54,6 +55,25 @@ def _best(matrix: torch.Tensor, rank: int) -> torch.Tensor:
     u, values, vt = torch.linalg.svd(matrix, full_matrices=False)
     best: torch.Tensor = (u[:, :rank] * values[:rank]) @ vt[:rank]
     return best
+
+
+@pytest.mark.parametrize(("round_", "trained"), [(1, [B]), (2, [A]), (3, [B])])
+def test_with_rolora_rounds_train_b_and_a_in_turn_and_the_mean_is_that_of_the_products(
+    round_: int, trained: list[str]
+) -> None:
+    settings = TrainingSettings(aggregation=Aggregation.ROLORA)
+    assert trained_in(round_, [B, A], settings) == trained
+    start, *others = _adapters(4)
+    adapters = [start | {name: each[name] for name in trained} for each in others]
+    merged = next_version(adapters, [1, 2, 3], start=start, settings=settings)
+    assert torch.allclose(_product(merged), _mean_product(adapters, [1, 2, 3]), atol=1e-5)
+    (resting,) = {A, B} - set(trained)
+    assert torch.equal(merged[resting], start[resting])
+
+
+@pytest.mark.parametrize("rule", [each for each in Aggregation if each is not Aggregation.ROLORA])
+def test_with_other_rules_every_round_trains_all(rule: Aggregation) -> None:
+    assert trained_in(1, [B, A], TrainingSettings(aggregation=rule)) == [A, B]
 
 
 def test_every_rule_has_an_aggregator() -> None:

@@ -55,6 +55,23 @@ def test_a_new_adapter_starts_over_with_an_optimizer_that_knows_nothing() -> Non
     assert train(made, 3).checkpoint() == train(fresh, 3).checkpoint()
 
 
+@pytest.mark.parametrize("optimizer", Optimizer)
+def test_what_is_not_in_training_stays_and_is_not_brought(optimizer: Optimizer) -> None:
+    made, version = trained(optimizer), trained(optimizer).adapter()
+    rest, active = sorted(made.parameters, reverse=True)
+    before = made.values()
+    made.start_over(version, [active])
+    train(made, 1, 2)
+    assert torch.equal(made.values()[rest], before[rest])
+    assert not torch.equal(made.values()[active], before[active])
+    assert set(made.brought()) == {active}
+    other = trained(optimizer, seed=9)
+    other.start_over(version, [active])
+    other.restore(made.checkpoint())
+    assert train(other, 3).checkpoint() == train(made, 3).checkpoint()
+    assert train(other, 4).parameters[rest].grad is None
+
+
 def test_a_new_adapter_is_taken_over_while_the_optimizer_goes_on() -> None:
     made = train(trained(), 1)
     known = made.optimizer_state()
