@@ -254,7 +254,9 @@ class MqttLink:
     def _acknowledged(self, message_id: int) -> None:
         with self._changed:
             self._outbox.acknowledged(message_id)
-            self._changed.notify_all()
+            # Whoever is woken for each single packet takes the interpreter's lock from those who send.
+            if self._pace is not None or self._outbox.size_bytes <= LIMIT_BYTES // 2:
+                self._changed.notify_all()
 
     def _keep(self, connection: Connection) -> None:
         """Thread: whenever the connection ends, make a new one."""
