@@ -71,7 +71,7 @@ def tiers_table(report: Mapping[str, Any]) -> Table:
         table.add_row(
             tier,
             str(len(agents)),
-            f"{cells[0] / 1e6:.0f}",
+            f"{cells[0] / 1e6:.0f}" if cells[0] else "-",  # it was over before anybody said
             *(f"{each:,}" if each else "-" for each in cells[1:]),
         )
     return table

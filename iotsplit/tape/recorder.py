@@ -16,6 +16,8 @@ from iotsplit.tape.format import Record
 
 FLUSH_S = 1.0
 """Nothing waits longer for its block."""
+QUIET_S = 0.5
+"""Who hears nothing for so long after it has unsubscribed has all that the broker held for it."""
 MAX_WAITING_BYTES = 256 * 1024 * 1024
 PACKET_BYTES = 512  # what holding a packet costs beside its payload
 
@@ -127,9 +129,11 @@ class Recorder:
         try:
             self._link.subscribe(filters)
             self._loop(began, limits)
+            self._tally.seconds = clock.now() - began
+            if self._tally.ended_by in {"stopped", "duration"}:
+                self._take_the_rest(limits)
         finally:
             self._link.close()
-        self._tally.seconds = clock.now() - began
         self._writer.encoder.survey.lost = self._tally.lost = self._lost
         return self._tally
 
@@ -148,6 +152,20 @@ class Recorder:
                 seen = self._seen.get(timeout=max(0.0, min(flush_at, until) - now))
             except queue.Empty:
                 continue
+            self._take(seen, limits)
+
+    def _take_the_rest(self, limits: Limits) -> None:
+        """Take what the broker still holds for us: it adds nothing once we have unsubscribed."""
+        self._link.subscribe(frozenset())
+        ended_by = self._tally.ended_by
+        while self._tally.ended_by == ended_by:
+            try:
+                seen = self._seen.get(timeout=QUIET_S)
+            except queue.Empty:
+                return
+            if seen is None:
+                self._tell("ended at once: what the broker still held is not on the tape")
+                return
             self._take(seen, limits)
 
     def _take(self, seen: _Seen | LinkChange | None, limits: Limits) -> None:
