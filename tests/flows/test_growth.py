@@ -14,7 +14,7 @@ from iotsplit.messages import Frame, Message
 from iotsplit.role import Output
 from tests.flows.weather import WeatherFleet, settings
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick", "unmeasured")]
 
 FEW, MANY = 3, 24
 
