@@ -16,14 +16,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.codec_loss import write
+from benchmarks.codec_loss import tell
 from iotsplit.datasets import partition
-from iotsplit.datasets.records import write_jsonl
-from iotsplit.fleet.output import to_toml
 from iotsplit.runtime import serve
 from iotsplit.settings import Aggregation, FleetSettings, TrainingSettings
 from iotsplit.tensors.models import resolve
-from tests.flows.real import RealFleet
+from tests.flows.real import RealFleet, lay_out
 
 
 def parsed() -> argparse.Namespace:
@@ -60,12 +58,8 @@ def trained(options: argparse.Namespace, model: Path, rule: str, seed: int) -> d
     )
     members = FleetSettings(devices=options.devices, edges=1, once=True)
     with tempfile.TemporaryDirectory() as place:
-        ran = Path(place)
-        (ran / "data").mkdir()
         shares = partition.load(options.data, devices=options.devices, partition=options.partition, seed=seed)
-        for name, records in shares.items():
-            write_jsonl(ran / "data" / f"{name}.jsonl", records)
-        (ran / "fleet.toml").write_text(to_toml(settings, members))
+        ran = lay_out(Path(place), shares, settings, members)
         with contextlib.closing(RealFleet(model, ran, ran / "out")) as fleet:
             fleet.run()
     report = fleet.report
@@ -90,11 +84,7 @@ def main() -> None:
     for seed in options.seeds:
         for rule in options.rules:
             rows.append(trained(options, model, rule, seed))
-            if options.output:
-                write(options.output, rows)
-            print(
-                "  ".join(f"{v:.4f}" if isinstance(v, float) else str(v) for v in rows[-1].values()), flush=True
-            )
+            tell(rows, options.output)
     summary(rows)
 
 

@@ -127,16 +127,15 @@ def main() -> None:
                 row |= {"up_bits": bits(up), "down_bits": bits(down or up)}
                 row |= {"before": before, "after": run.score(batches.evaluation())}
                 rows.append(row)
-                if options.output:
-                    write(options.output, rows)
-                print(
-                    "  ".join(f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()), flush=True
-                )
+                tell(rows, options.output)
     summary(rows)
 
 
-def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """All rows so far."""
+def tell(rows: Sequence[dict[str, Any]], path: Path | None) -> None:
+    """Print the last row, and write all so far."""
+    print("  ".join(f"{v:.4f}" if isinstance(v, float) else str(v) for v in rows[-1].values()), flush=True)
+    if path is None:
+        return
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()

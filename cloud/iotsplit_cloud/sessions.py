@@ -21,7 +21,7 @@ from iotsplit.settings import TrainingSettings
 from iotsplit.states import Assignment, Event, Metrics
 
 Check = Callable[[Tier, Update, Assignment], Update]
-"""Decodes an update; a PeerError if it cannot have come from that version, or cannot be averaged."""
+"""Decodes an update; a PeerError if its session cannot have made it, or cannot be averaged."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -20,10 +20,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.broker]
 WEIGHTS = "adapter/adapter_model.safetensors"
 FLEET = ("--devices=2", "--edges=2", "--rounds=2", "--local-steps=3", "--threads=1")
 STEPS = ("--cut=1,3", "--batch-size=3", "--micro-batches=2", "--sequence-length=16", "--learning-rate=0.01")
-WAYS = [
-    (Kind.MOSQUITTO, Codec.FP32),
-    (Kind.EMBEDDED, Codec.INT8),
-]  # and int8 on Mosquitto: bad links, two sites
+# Processes with int8 on Mosquitto: test_fleet_on_bad_links, test_two_sites.
+WAYS = [(Kind.MOSQUITTO, Codec.FP32), (Kind.EMBEDDED, Codec.INT8)]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 from iotsplit.settings import Codec, FleetSettings, TrainingSettings
 from tests.broker.conftest import StartBroker
 from tests.broker.threads import ThreadedFleet
-from tests.flows.real import RealFleet, lay_out
+from tests.flows.real import RealFleet, lay_out, texts_of
 from tests.proxy import DOWN, TcpProxy
 from tests.quotas import SERVICES, Enforcer
 from tests.support import letters_model
@@ -69,7 +69,7 @@ def test_a_fleet_that_keeps_to_a_profile_is_never_cut_and_trains_the_same_bits(
     profile: str, model: Path, start_mosquitto: StartBroker, tmp_path: Path
 ) -> None:
     torch.set_num_threads(1)
-    ran = lay_out(tmp_path / "ran", DEVICES, TRAINING, MEMBERS)
+    ran = lay_out(tmp_path / "ran", texts_of(tmp_path / "given", DEVICES), TRAINING, MEMBERS)
     made = []
     with (
         enforced(start_mosquitto, profile) as (enforcer, broker),
@@ -96,7 +96,7 @@ def test_the_cloud_of_that_fleet_is_cut_without_the_profile(
     profile: str, model: Path, start_mosquitto: StartBroker, tmp_path: Path
 ) -> None:
     torch.set_num_threads(1)
-    ran = lay_out(tmp_path / "ran", DEVICES, TRAINING, MEMBERS)
+    ran = lay_out(tmp_path / "ran", texts_of(tmp_path / "given", DEVICES), TRAINING, MEMBERS)
     late_s = HELD_BACK_S.get(profile, ACKNOWLEDGED_AFTER_S)
     with (
         enforced(start_mosquitto, profile, acknowledged_after_s=late_s) as (enforcer, broker),

@@ -15,7 +15,7 @@ from iotsplit.runtime import clock
 from iotsplit.settings import FleetSettings, Stragglers, TrainingSettings
 from tests.broker.conftest import StartBroker
 from tests.broker.sites import FLEET, Listener, TwoSites, iotsplit, users_file
-from tests.flows.real import RealFleet, lay_out
+from tests.flows.real import RealFleet, lay_out, texts_of
 from tests.support import letters_model
 from tests.waiting import comes_true
 
@@ -54,7 +54,7 @@ def sites(
 ) -> Iterator[TwoSites]:
     here = len(edges) - len(more.get("far_edges", []))  # standbys are not waited for
     members = FleetSettings(devices=len(DEVICES), edges=here, once=True, stragglers=Stragglers.WAIT)
-    lay_out(output, DEVICES, TRAINING, members)
+    lay_out(output, texts_of(output.with_name("given"), DEVICES), TRAINING, members)
     fleet = TwoSites(
         output=output,
         model=model,

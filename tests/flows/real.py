@@ -1,12 +1,12 @@
 """Fleets in memory of the roles that the commands make, from the files that a run left."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from iotsplit.datasets import partition
-from iotsplit.datasets.records import read, write_jsonl
+from iotsplit.datasets.records import Record, read, write_jsonl
 from iotsplit.fleet.output import to_toml
 from iotsplit.options import parse
 from iotsplit.plan import Tier
@@ -44,16 +44,23 @@ def one_at_a_time(load: Callable[P, T]) -> Callable[P, T]:
     return alone
 
 
+def texts_of(directory: Path, devices: Sequence[str]) -> Mapping[str, Sequence[Record]]:
+    """Records of made-up texts for each device."""
+    directory.mkdir()
+    for name in devices:
+        (directory / f"{name}.txt").write_text(f"the {name} is too hot today\n" * 60)
+    return partition.load(str(directory), devices=len(devices))
+
+
 def lay_out(
-    directory: Path, devices: Sequence[str], training: TrainingSettings, members: FleetSettings
+    directory: Path,
+    shares: Mapping[str, Sequence[Record]],
+    training: TrainingSettings,
+    members: FleetSettings,
 ) -> Path:
     """What a run leaves in its directory before it starts anybody: its data and its settings."""
-    given = directory / "given"
-    given.mkdir(parents=True)
-    (directory / "data").mkdir()
-    for name in devices:
-        (given / f"{name}.txt").write_text(f"the {name} is too hot today\n" * 60)
-    for name, records in partition.load(str(given), devices=len(devices)).items():
+    (directory / "data").mkdir(parents=True)
+    for name, records in shares.items():
         write_jsonl(directory / "data" / f"{name}.jsonl", records)
     (directory / "fleet.toml").write_text(to_toml(training, members))
     return directory

@@ -123,7 +123,6 @@ def main(words: Sequence[str]) -> int:
     far = None if options.far_end is None else _bench(options.far_end, options)
     benches = [near] if far is None else [near, far]
     began = clock.now()
-
     interruption = _Interruption()
 
     def tell(finding: Finding) -> None:

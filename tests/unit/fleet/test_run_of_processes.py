@@ -73,8 +73,9 @@ def test_a_run_ends_with_a_report_and_goes_on_where_it_ended(model: Path, data: 
 
 
 @pytest.mark.usefixtures("unmeasured_agents")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_its_last_adapter_and_no_process(
-    model: Path, data: Path, tmp_path: Path
+    number: signal.Signals, model: Path, data: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
     run = subprocess.Popen(words(model, data, output, "--rounds=100000"), stdout=subprocess.PIPE, text=True)
@@ -83,7 +84,7 @@ def test_an_interrupted_run_leaves_its_last_adapter_and_no_process(
         for line in run.stdout:
             if line.startswith("2 "):
                 break
-        run.send_signal(signal.SIGINT)
+        run.send_signal(number)
         assert run.wait(30) == 130
     assert agents_of(output) == []
     assert (output / "adapter" / "adapter_config.json").is_file()
@@ -102,7 +103,7 @@ def test_a_run_that_is_interrupted_again_while_it_ends_leaves_no_process(
         for shown in run.stdout:
             if shown.startswith("round"):  # all have been started, none is ready
                 break
-        run.send_signal(signal.SIGTERM)
+        run.send_signal(signal.SIGINT)
         run.send_signal(signal.SIGINT)
         out, err = run.communicate(timeout=30)
     assert run.returncode == 130
