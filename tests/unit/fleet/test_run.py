@@ -263,9 +263,9 @@ def test_a_cloud_that_leaves_no_report_has_failed(output: Output) -> None:
 
 
 def test_what_the_broker_allows_is_told_to_each_agent() -> None:
-    given = RunOptions(profile="aws", max_rate=("10/s", "5KB/s"), topic_prefix="plant7/")
+    given = RunOptions(profile="aws", max_rate=("10/s", "500KB/s"), topic_prefix="plant7/")
     words = module._agent_words("press", given, PREPARED, "mqtt://h:1")
-    assert {"--profile=aws", "--max-rate=10/s,5KB/s", "--topic-prefix=plant7/"} <= set(words)
+    assert {"--profile=aws", "--max-rate=10/s,500KB/s", "--topic-prefix=plant7/"} <= set(words)
 
 
 def test_gradient_checkpointing_of_a_run_is_that_of_each_agent() -> None:
