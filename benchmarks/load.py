@@ -86,6 +86,12 @@ def told(size: Size, start: float, end: float) -> float:
     return metrics / size.settings.rounds + frames
 
 
+def last_words(size: Size) -> str:
+    """The end of what agents and cloud have logged."""
+    logs = [size.root / "agents.log", size.root / "cloud.log"]
+    return "\n".join(f"{log.name}: {log.read_text()[-1000:]}" for log in logs if log.exists())
+
+
 def measured(size: Size, more: Sequence[str]) -> Row:
     """Run a fleet to its end."""
     size.root.mkdir()
@@ -101,7 +107,7 @@ def measured(size: Size, more: Sequence[str]) -> Row:
         )
         while cloud.poll() is None:
             if clock.now() > started + LIMIT_S or not all(process.is_alive() for process in agents):
-                raise SystemExit(f"agents have ended, or it took {LIMIT_S:.0f} s; see {size.root}")
+                raise SystemExit(f"agents have ended, or it took {LIMIT_S:.0f} s; {last_words(size)}")
             with contextlib.suppress(psutil.NoSuchProcess):
                 cloud_rss = max(cloud_rss, watcher.cloud.memory_info().rss)
                 broker_rss = max(broker_rss, watcher.broker.memory_info().rss)
