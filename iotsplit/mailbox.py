@@ -146,7 +146,10 @@ class Mailbox:
         frame = self._frame(packet, to=self._agent, sender=device, session=session)
         if frame is None:
             return None
-        if not isinstance(frame.content, Update) or frame.device != device or frame.tier != tier:
+        direct = isinstance(frame.content, Update) or (
+            frame.tier is Tier.DEVICE and frame.to_tier is Tier.CLOUD
+        )
+        if not direct or frame.device != device or frame.tier != tier:
             raise MalformedMessageError("an update that differs from its topic")
         return frame
 

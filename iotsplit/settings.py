@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from iotsplit.errors import UsageError
-from iotsplit.plan import Labels
+from iotsplit.plan import Labels, is_federated
 
 
 class Codec(StrEnum):
@@ -74,7 +74,8 @@ class TrainingSettings:
         batch_size: Sequences of each device in a step.
         micro_batches: Pieces that a batch is cut into, so that the tiers work at the same time.
         sequence_length: Tokens of the longest sequence.
-        cut: First layer of the edge and first layer of the cloud.
+        cut: First layer of the edge and first layer of the cloud. If the second is the number of layers, the
+            cloud has only the head; if both are, each device trains the whole model and only LoRA travels.
         labels: Where the loss is computed. With `cloud` the token ids of the training text reach the cloud.
         codec: Encoding of activations and gradients, `fp32`, `bf16`, `int8` or `int4`; or one for each, such as
             `int4:int8`.
@@ -121,6 +122,11 @@ class TrainingSettings:
     seed: int = 0
     evaluate: str = "ends"
     checkpoint_every: int = 10
+
+    @property
+    def federated(self) -> bool:
+        """Whether each device trains the whole model by itself, and only LoRA parameters travel."""
+        return is_federated(self.cut)
 
     @property
     def activation_codec(self) -> Codec:

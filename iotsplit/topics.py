@@ -167,7 +167,7 @@ PATHS: dict[type, str] = {
 
 
 def _path_of_frame(frame: Frame) -> str:
-    if isinstance(frame.content, Update):
+    if isinstance(frame.content, Update) or (frame.tier, frame.to_tier) == (Tier.DEVICE, Tier.CLOUD):
         return f"update/{frame.device}/{frame.session}/{frame.tier}"
     side = "wan" if Tier.CLOUD in (frame.tier, frame.to_tier) else "lan"
     return f"{side}/{frame.to}/{frame.sender}/{frame.session}"

@@ -124,7 +124,7 @@ class Fleet:
         self._model, self._settings = model, settings
         self._info = describe(model)
         self._plans = cut_model(self._info.layers, settings.cut, settings.labels)
-        members = fleet or FleetSettings(devices=len(devices), edges=edges, once=True)
+        members = fleet or FleetSettings(devices=len(devices), edges=edges or 1, once=True)
         self.join(self.make_cloud(members))
         for number in range(1, edges + 1):
             self.join(self.make_edge(f"edge-{number}"))

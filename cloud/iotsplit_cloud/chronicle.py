@@ -87,7 +87,7 @@ class Chronicle:
         """Count the adapter sections that these assignments make agents fetch."""
         for assignment in assignments:
             for agent, tier in ((assignment.device, Tier.DEVICE), (assignment.edge, Tier.EDGE)):
-                if self._held.get(agent) != version.version:
+                if agent and self._held.get(agent) != version.version:
                     self._held[agent] = version.version
                     self._down += len(version.sections[tier])
 
@@ -150,7 +150,10 @@ def in_short(row: dict[str, Any]) -> str:
     """A round as one line of JSON, for people who watch."""
     sessions = row["sessions"]
     tokens = sum(each["tokens"] for each in sessions)
-    loss = sum(each["loss_last"] * each["tokens"] for each in sessions) / max(1, tokens)
+    told = [each for each in sessions if each["loss_last"] is not None]
+    loss = sum(each["loss_last"] * each["tokens"] for each in told) / max(
+        1, sum(each["tokens"] for each in told)
+    )
     short = {
         "round": row["round"],
         "devices": len(sessions),

@@ -16,6 +16,7 @@ from iotsplit.states import (
     Assignment,
     Birth,
     Event,
+    Metrics,
     Round,
 )
 from iotsplit_cloud import chronicle
@@ -23,6 +24,7 @@ from iotsplit_cloud.carried import Carried
 from iotsplit_cloud.chronicle import Chronicle
 from iotsplit_cloud.desk import AGAIN, Desk
 from iotsplit_cloud.evaluation import EvaluationRound
+from iotsplit_cloud.federated import FederatedEvaluation, FederatedRound
 from iotsplit_cloud.journal import CarriedSession, RoundCheckpoint, RoundState
 from iotsplit_cloud.members import Members
 from iotsplit_cloud.records import Milestone
@@ -40,6 +42,9 @@ class Phase(StrEnum):
     TRAINING = "training"
     DONE = "done"
 
+
+NO_EDGE = ""
+"""Stands for the edge of a session that needs none."""
 
 NEXT_PHASES = {
     Phase.WAITING: frozenset({Phase.EVALUATING, Phase.TRAINING}),
@@ -103,9 +108,14 @@ class Conductor:
         self.round, self._attempt, self._written = state.round, state.attempt, state
         self._gathered = self._evaluated = True
         self._desk.adopt(state.assignments)
+        assignments = dict(state.assignments)
+        if self._p.settings.federated:  # devices say what they have brought again when the epoch is new
+            assignments = {
+                device: self._desk.move(each, each.edge, checkpoint=0) for device, each in assignments.items()
+            }
         self._round_start = self._p.tail.optimizer_state()
         self._p.chronicle.round_started(now)  # what came before is not known
-        training = self._new_round(dict(state.assignments), now)
+        training = self._new_round(assignments, now)
         training.dropped.update(state.dropped)
         self.activity = training
         resumed = training.resume(saved, now)
@@ -113,7 +123,7 @@ class Conductor:
         return [
             Event(kind="cloud_resumed", agent=self._agent, detail=detail),
             *self.enter(Phase.TRAINING),
-            *state.assignments.values(),
+            *assignments.values(),
             *resumed,
         ]
 
@@ -151,6 +161,11 @@ class Conductor:
         said += session.arrival() if session is not None else []
         return self._journaled([*said, *self._after(now)])
 
+    def hear(self, metrics: Metrics, now: float) -> None:
+        """Take what an agent tells of its work."""
+        if isinstance(self.activity, FederatedRound):
+            self.activity.hear(metrics, now)
+
     def hurry(self, now: float) -> None:
         """Ask for what is waited for: it may have been lost with a connection."""
         for activity in (self._carried, self.activity):
@@ -173,9 +188,9 @@ class Conductor:
         devices = self._p.members.present(Tier.DEVICE)
         edges = self._p.members.edges(standby=self._gathered)
         # The whole fleet is waited for once; later rounds run with who is there, unless nobody may miss one.
-        fleet = self._p.fleet
-        later = (fleet.devices if fleet.stragglers is Stragglers.WAIT else 1, 1)
-        need = later if self._gathered else (fleet.devices, fleet.edges)
+        fleet, no_edges = self._p.fleet, self._p.settings.federated
+        later = (fleet.devices if fleet.stragglers is Stragglers.WAIT else 1, 0 if no_edges else 1)
+        need = later if self._gathered else (fleet.devices, 0 if no_edges else fleet.edges)
         if len(devices) < need[0] or len(edges) < need[1]:
             self._check_patience(len(devices), len(edges), now)
             return []
@@ -197,9 +212,13 @@ class Conductor:
 
     def _evaluate(self, devices: list[str], edges: list[str], now: float) -> list[Output]:
         # Everyone's held-out data counts, whoever trains in a round.
-        pairs = deal(devices, edges, devices_per_edge=None, seed=self._p.settings.seed, round_=1)
+        settings = self._p.settings
+        pairs = deal(devices, edges, devices_per_edge=None, seed=settings.seed, round_=1)
+        if settings.federated:
+            pairs = dict.fromkeys(devices, NO_EDGE)
         assignments = self._desk.assign(pairs, "evaluate", str(self.round), self._p.library)
-        self.activity = EvaluationRound(assignments, self._p.settings, self._p.tail, now=now)
+        kind = FederatedEvaluation if settings.federated else EvaluationRound
+        self.activity = kind(assignments, settings, self._p.tail, now=now)
         return [*self.enter(Phase.EVALUATING), *self._hand_out(assignments)]
 
     def _train(self, devices: list[str], edges: list[str], now: float) -> list[Output]:
@@ -213,6 +232,8 @@ class Conductor:
             seed=self._p.settings.seed,
             round_=self.round,
         )
+        if self._p.settings.federated:
+            pairs = dict.fromkeys(devices, NO_EDGE)
         self._attempt = 0
         self._round_start = self._p.tail.optimizer_state()
         self._p.chronicle.round_started(now)
@@ -234,7 +255,8 @@ class Conductor:
             check=self._p.library.check,
             to_start=self._to_round_start,
         )
-        return TrainingRound(assignments, self._p.settings, equipment, now=now)
+        kind = FederatedRound if self._p.settings.federated else TrainingRound
+        return kind(assignments, self._p.settings, equipment, now=now)
 
     def _to_round_start(self) -> None:
         self._p.tail.load(self._p.library.current.sections[Tier.CLOUD])

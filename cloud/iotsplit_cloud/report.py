@@ -21,6 +21,9 @@ LEAVES_DEVICE = {
 }
 """What anyone who reads the bus, the edge or the cloud can see, by where the labels are."""
 
+LEAVES_WHOLE_DEVICE = ["the loss as a number", "LoRA updates", "metrics"]
+"""The same of a device that holds the whole model."""
+
 
 Row = Mapping[str, Any]
 """What the report says of one round."""
@@ -58,7 +61,7 @@ def new_report(fleet: str, model: dict[str, Any], settings: TrainingSettings) ->
         model=model,
         cut=settings.cut,
         labels=settings.labels,
-        leaves_device=LEAVES_DEVICE[settings.labels],
+        leaves_device=LEAVES_WHOLE_DEVICE if settings.federated else LEAVES_DEVICE[settings.labels],
         codec=settings.codec,
         aggregation=settings.aggregation,
         settings=msgspec.to_builtins(settings),
@@ -74,11 +77,11 @@ def session_rows(training: TrainingRound) -> list[dict[str, Any]]:
             "edge": session.assignment.edge,
             "steps": len(session.losses),
             "tokens": session.tokens,
-            "loss_first": session.losses[0],
-            "loss_last": session.losses[-1],
+            "loss_first": session.losses[0] if session.losses else None,  # a federated device's may be lost
+            "loss_last": session.losses[-1] if session.losses else None,
         }
         for device, session in training.sessions.items()
-        if session.losses
+        if session.tokens
     ]
 
 

@@ -167,6 +167,7 @@ class CloudRole:
             return []  # it has not said who it is, and may be nobody
         was_lost = self._p.members.heard(metrics.agent, now)
         self._p.chronicle.take(metrics)
+        self._conductor.hear(metrics, now)
         said: list[Output] = [Event(kind=f"{metrics.role}_back", agent=metrics.agent)] if was_lost else []
         return [*said, Heard(metrics=metrics), *self._codec_warnings(metrics)]
 

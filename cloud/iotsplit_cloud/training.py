@@ -50,11 +50,16 @@ class Equipment:
 class TrainingRound:
     """Treats each micro-batch as it comes; steps when all sessions of the step are in.
 
+    Attributes:
+        can_carry: whether what a session has done counts when it is too late for the round.
+
     Args:
         assignments: the round's sessions by device.
         settings: the fleet's settings.
         equipment: the tail and what belongs to it.
     """
+
+    can_carry = True
 
     def __init__(
         self,

@@ -66,6 +66,9 @@ def average(
     """
     sections = {}
     for tier in (Tier.DEVICE, Tier.EDGE):
+        if not shapes[tier]:
+            sections[str(tier)] = start.sections[tier]  # this tier trains nothing
+            continue
         brought = [updates[device][tier] for device in sorted(updates)]
         tensors = [adapters.from_bytes(update.tensors, shapes[tier]) for update in brought]
         total = sum(update.tokens for update in brought)

@@ -51,6 +51,8 @@ class Watch:
 
     def _is_homeless(self, session: CloudSession, now: float) -> bool:
         edge, incarnation = session.assignment.edge, session.assignment.incarnation
+        if not edge:
+            return False  # it needs none
         restarted = edge in self._members and self._members.incarnation(edge) != incarnation
         return restarted or self._members.gone(edge, now)
 
@@ -61,7 +63,7 @@ class Watch:
     def _reason(self, session: CloudSession, now: float) -> str:
         if self._is_homeless(session, now) and not self._members.present(Tier.EDGE):
             return "no edge is left"
-        for agent in (session.assignment.device, session.assignment.edge):
+        for agent in filter(None, (session.assignment.device, session.assignment.edge)):
             if self._members.gone(agent, now):
                 return f"{agent} is gone"
         return f"nothing came for {self._fleet.step_timeout:.0f} s"
@@ -84,7 +86,7 @@ class Watch:
         """
         done = len(activity.sessions[device].losses)
         carry = self._fleet.stragglers is Stragglers.CARRY and done and len(activity.sessions) > 1
-        if not carry or not isinstance(activity, TrainingRound):
+        if not carry or not isinstance(activity, TrainingRound) or not activity.can_carry:
             return self.drop(activity, device, reason, now)
         session = activity.sessions[device]
         assignment = self._desk.move(

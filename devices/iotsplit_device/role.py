@@ -24,6 +24,7 @@ from iotsplit.states import (
     Birth,
 )
 from iotsplit.tensors.exchange import as_metrics
+from iotsplit_device import federated
 from iotsplit_device.records import Checkpoint
 from iotsplit_device.sessions import SESSIONS, DeviceSession
 from iotsplit_device.work import DeviceWork
@@ -109,10 +110,7 @@ class DeviceRole:
             return []
         if self._session.busy:
             return [*self._session.work(now), *self._codec_errors()]
-        return [
-            self._session.backup.send(Want(wanted=late.kind), Tier.EDGE, (late.step, late.micro_batch))
-            for late in self._session.awaited.late(now)
-        ]
+        return self._session.ask(now)
 
     def next_tick(self, now: float) -> float:
         """At once while there is work."""
@@ -120,12 +118,12 @@ class DeviceRole:
             return self._looks_at
         if self._session is None:
             return self._again.due
-        return now if self._session.busy else self._session.awaited.next_due
+        return now if self._session.busy else self._session.next_due
 
     def reconnected(self, now: float) -> list[Output]:
         """Ask for what is waited for: it may have been lost with the connection."""
         if self._session is not None:
-            self._session.awaited.hurry(now)
+            self._session.hurry(now)
         return []
 
     def _look(self, now: float) -> None:
@@ -183,7 +181,8 @@ class DeviceRole:
         )
         saved = [each for each in self._saved if each.session == assignment.session]
         self._saved = []
-        self._session = SESSIONS[assignment.task](assignment, settings, work, self._turns)
+        sessions = federated.SESSIONS if settings.federated else SESSIONS
+        self._session = sessions[assignment.task](assignment, settings, work, self._turns)
         return self._session.begin(saved)
 
     def _frame(self, frame: Frame, now: float) -> list[Output]:

@@ -41,8 +41,18 @@ class DeviceSession(Protocol):
     def busy(self) -> bool:
         """Whether `work` has something to do now."""
 
+    @property
+    def next_due(self) -> float:
+        """When `ask` has something to say, in the runner's seconds."""
+
     def begin(self, saved: Sequence[Checkpoint]) -> list[Output]:
         """Start, from the newest of what this device has saved of the session."""
+
+    def ask(self, now: float) -> list[Output]:
+        """Ask for what is late."""
+
+    def hurry(self, now: float) -> None:
+        """Be quick about what may have been lost with a connection."""
 
     def reassign(self, assignment: Assignment, now: float) -> list[Output]:
         """Go on at another edge, or end early."""
@@ -57,14 +67,37 @@ class DeviceSession(Protocol):
         """Take a frame that is awaited."""
 
 
-class Training:
+class Asking:
+    """What waits for answers of the session's edge, and asks for those that are late."""
+
+    def __init__(self, assignment: Assignment, settings: TrainingSettings) -> None:
+        self.awaited = Awaited()
+        self.backup = Backup(assignment, Tier.DEVICE, every=settings.checkpoint_every)
+
+    @property
+    def next_due(self) -> float:
+        """When something is late, in the runner's seconds."""
+        return self.awaited.next_due
+
+    def ask(self, now: float) -> list[Output]:
+        """Ask for what is late."""
+        return [
+            self.backup.send(Want(wanted=late.kind), Tier.EDGE, (late.step, late.micro_batch))
+            for late in self.awaited.late(now)
+        ]
+
+    def hurry(self, now: float) -> None:
+        """Ask for everything at once: it may have been lost with a connection."""
+        self.awaited.hurry(now)
+
+
+class Training(Asking):
     """Local steps of one round: batches up, gradients down, at last the device's LoRA to the cloud."""
 
     def __init__(
         self, assignment: Assignment, settings: TrainingSettings, work: DeviceWork, turns: Turns
     ) -> None:
-        self.awaited = Awaited()
-        self.backup = Backup(assignment, Tier.DEVICE, every=settings.checkpoint_every)
+        super().__init__(assignment, settings)
         self._settings = settings
         self._work = work
         self._turns = turns
@@ -183,7 +216,11 @@ class Training:
         self.backup.restart(self._step, newest=self._saved[-1].step if self._saved else 0)
         self.awaited = Awaited()
         self._arrived.clear()
-        return [*said, self._resume(), *self._begin_step()]
+        return [*said, *self._say_where(), *self._begin_step()]
+
+    def _say_where(self) -> list[Output]:
+        """Tell who works with us where we stand."""
+        return [self._resume()]
 
     def _restore(self, step: int) -> list[Output]:
         """Take over the newest checkpoint at or before a step that fits, or else the start of the round."""
@@ -271,15 +308,14 @@ class Training:
         self.awaited.expect(Identity(self.backup.assignment.session, *key, tag), now)
 
 
-class Evaluation:
+class Evaluation(Asking):
     """Held-out data of the device, scored with one adapter version; each micro-batch is a step."""
 
     def __init__(
         self, assignment: Assignment, settings: TrainingSettings, work: DeviceWork, turns: Turns
     ) -> None:
         del turns
-        self.awaited = Awaited()
-        self.backup = Backup(assignment, Tier.DEVICE, every=settings.checkpoint_every)
+        super().__init__(assignment, settings)
         self._at_cloud = settings.labels is Labels.CLOUD
         self._work = work
         self._batches = work.batches.evaluation()
@@ -347,7 +383,7 @@ class Evaluation:
         return [identity.step for identity in self.awaited.identities]
 
 
-SESSIONS: dict[str, Callable[[Assignment, TrainingSettings, DeviceWork, Turns], DeviceSession]] = {
-    "train": Training,
-    "evaluate": Evaluation,
-}
+NewSession = Callable[[Assignment, TrainingSettings, DeviceWork, Turns], DeviceSession]
+
+SESSIONS: dict[str, NewSession] = {"train": Training, "evaluate": Evaluation}
+"""What a device does for each task of an assignment."""

@@ -1,7 +1,10 @@
 """The tensor side of a device's session: its part, its LoRA parameters, its data."""
 
+import math
+
 import torch
 
+from iotsplit.errors import DivergedError
 from iotsplit.messages import (
     Activation,
     Gradient,
@@ -105,6 +108,33 @@ class DeviceWork:
         hidden = self._exchange.unpack_hidden(content.hidden, self._shape(batch))
         loss_sum, tokens, exact, sequences = self.part.score(hidden, batch.labels)
         return Score(loss_sum=loss_sum, tokens=tokens, exact=exact, sequences=sequences)
+
+    def train(self, batch: MicroBatch, *, step_tokens: int) -> float:
+        """Forward, loss and backward through the whole model; gives the sum of losses.
+
+        Raises:
+            DivergedError: hidden states or loss cannot be used.
+        """
+        hidden = self.part(batch.ids, batch.mask)  # (batch, time, width)
+        loss_sum, _ = self.part.loss(hidden, batch.labels)
+        torch.autograd.backward(loss_sum / step_tokens)
+        return self._checked(float(loss_sum.detach()))
+
+    def score_whole(self, batch: MicroBatch) -> Score:
+        """Score held-out data with the whole model.
+
+        Raises:
+            DivergedError: the loss cannot be used.
+        """
+        with torch.no_grad():
+            hidden = self.part(batch.ids, batch.mask)  # (batch, time, width)
+            loss_sum, tokens, exact, sequences = self.part.score(hidden, batch.labels)
+        return Score(loss_sum=self._checked(loss_sum), tokens=tokens, exact=exact, sequences=sequences)
+
+    def _checked(self, loss_sum: float) -> float:
+        if not math.isfinite(loss_sum):
+            raise DivergedError("the loss is not finite")
+        return loss_sum
 
     def step(self) -> None:
         """One optimizer step with the gradients added up since the last.

@@ -59,7 +59,7 @@ class RunOptions(BrokerOptions, CommonOptions):
         model: Packaged name (smollm2), directory, .gguf file or hub id.
         data: Built-in set (plant, python-reference, fortunes), folder with a file per device, or a file.
         devices: Number of devices; by default one for each file of a folder, else 4.
-        edges: Number of edges.
+        edges: Number of edges; none is started where devices hold the whole model.
         devices_per_edge: Devices that an edge serves in a round; by default all, dealt evenly.
         standby: Start one more edge, which serves only when no other can.
         step_timeout: Seconds after which a session that brings nothing holds up the others too long.
@@ -181,11 +181,12 @@ def prepare(options: RunOptions, output: Output, console: Console) -> Prepared:
         info = describe(model)
     cut_model(info.layers, options.training.cut, options.training.labels)
     devices = tuple(_deal(options, output))
-    edges = tuple(f"edge-{number}" for number in range(1, options.edges + 1))
+    count = 0 if options.training.federated else options.edges
+    edges = tuple(f"edge-{number}" for number in range(1, count + 1))
     _check_names(devices, edges)
     members = FleetSettings(
         devices=len(devices),
-        edges=len(edges),
+        edges=len(edges) or 1,  # whole models on the devices need none, whatever this says
         devices_per_edge=options.devices_per_edge,
         step_timeout=options.step_timeout,
         stragglers=options.stragglers,
@@ -234,16 +235,16 @@ def first_line(options: RunOptions, prepared: Prepared, title: str) -> str:
     """What runs, and what leaves a device."""
     training = options.training
     plans = cut_model(prepared.info.layers, training.cut, training.labels)
-    tiers = " | ".join(f"{tier} {plans[tier]}" for tier in Tier)
+    tiers = " | ".join(f"{tier} {plans[tier]}" for tier in Tier if str(plans[tier]) != "none")
     return (
         f"{title} · {prepared.info.name} ({prepared.info.layers} layers) · {tiers} · LoRA r={training.rank}"
         f" · boundary {training.codec} · {_count(prepared.devices, 'device')}, {_count(prepared.edges, 'edge')}"
-        f" · {summary.LEAVES[training.labels]}"
+        f" · {summary.LEAVES_WHOLE_DEVICE if training.federated else summary.LEAVES[training.labels]}"
     )
 
 
 def _count(agents: Sequence[str], name: str) -> str:
-    return f"{len(agents)} {name}{'s' if len(agents) > 1 else ''}"
+    return f"{len(agents)} {name}{'' if len(agents) == 1 else 's'}"
 
 
 def _start(launcher: Launcher, options: RunOptions, prepared: Prepared, console: Console) -> Broker | None:
@@ -265,7 +266,7 @@ def _start(launcher: Launcher, options: RunOptions, prepared: Prepared, console:
     launcher.start(CLOUD, [CLOUD, *_agent_words(CLOUD, options, prepared, address), *own])
     for edge in prepared.edges:
         launcher.start(edge, ["edge", *_agent_words(edge, options, prepared, address)])
-    if options.standby:
+    if options.standby and prepared.edges:
         launcher.start(STANDBY, ["edge", *_agent_words(STANDBY, options, prepared, address), "--standby"])
     for device in prepared.devices:
         data = Output(options.output).data / f"{device}.jsonl"
@@ -322,7 +323,8 @@ def _watch(launcher: Launcher, progress: Progress, prepared: Prepared, console: 
                 continue
             gone.add(child.agent)
             mended_by_a_person = child.process.returncode in ENDS
-            needed = any(set(tier) <= gone for tier in (prepared.devices, prepared.edges, (BROKER,)))
+            tiers = [prepared.devices, prepared.edges, (BROKER,)]
+            needed = any(set(tier) <= gone for tier in tiers if tier)
             if mended_by_a_person or needed or not progress.training:
                 raise error
             console.print(f"going on without {error}", markup=False, highlight=False, soft_wrap=True)

@@ -16,6 +16,8 @@ LEAVES = {
     Labels.DEVICE: "what leaves a device: activations, gradients and the loss as a number, not its text",
 }
 """What a run says first, by where the labels are."""
+LEAVES_WHOLE_DEVICE = "what leaves a device: LoRA parameters and the loss as a number"
+"""The same where each device trains the whole model."""
 
 
 def show(report: Mapping[str, Any], output: Path, console: Console) -> None:

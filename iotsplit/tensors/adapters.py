@@ -43,6 +43,9 @@ def inject(part: Part, settings: TrainingSettings) -> None:
     Raises:
         UsageError: the target modules match nothing, or something outside of the layers.
     """
+    if not part.plan.layers:
+        part.requires_grad_(False)
+        return  # of the head nothing is trained
     local = [name for name, _ in _wanted(part.layers, settings.target_modules)]
     config = LoraConfig(
         r=settings.rank,
@@ -207,7 +210,7 @@ def export(directory: Path, tensors: Mapping[str, torch.Tensor], config: dict[st
 
 def make_optimizer(own: Mapping[str, nn.Parameter], settings: TrainingSettings) -> torch.optim.Optimizer:
     """The fleet's optimizer over a session's parameters, in the order of their names."""
-    ordered = [own[name] for name in sorted(own)]
+    ordered: list[dict[str, Any]] = [{"params": [own[name] for name in sorted(own)]}]  # there may be none
     if settings.optimizer is Optimizer.SGD:
         return torch.optim.SGD(ordered, lr=settings.learning_rate)
     return torch.optim.AdamW(ordered, lr=settings.learning_rate, betas=BETAS, weight_decay=0.0)

@@ -23,6 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick", "unmeasured")]
 SCHEDULES = int(os.environ.get("CRASH_SCHEDULES", "300"))
 FIRST = int(os.environ.get("CRASH_FIRST", "0"))
 PACKETS = 450
+FEDERATED_PACKETS = 60
 LIMIT = 40_000
 CHUNK = 25
 
@@ -44,15 +45,20 @@ def wanted(seed: int) -> TrainingSettings:
 @functools.cache
 def in_calm(model: Path, wanted: TrainingSettings) -> dict[str, bytes]:
     """The adapter of an undisturbed run, which does not depend on its checkpoints."""
-    fleet = WeatherFleet(model, wanted, edges=2)
+    fleet = WeatherFleet(model, wanted, edges=0 if wanted.federated else 2)
     fleet.run()
     return dict(fleet.versions[-1].sections)
 
 
-def through(model: Path, seed: int, disks: Path, **members: Any) -> tuple[CrashFleet, Schedule]:
+def through(
+    model: Path, seed: int, disks: Path, *, trains: TrainingSettings | None = None, **members: Any
+) -> tuple[CrashFleet, Schedule]:
     """Run a seed's fleet through its schedule; raises with the schedule if it does not come to its end."""
-    schedule = Schedule(seed, ["a", "b", "edge-1", "edge-2", "cloud"], packets=PACKETS)
-    fleet = CrashFleet(model, wanted(seed), disks=disks, fate=storm(seed), **members)
+    s = trains or wanted(seed)
+    edges = [] if s.federated else ["edge-1", "edge-2"]
+    packets = FEDERATED_PACKETS if s.federated else PACKETS
+    schedule = Schedule(seed, ["a", "b", *edges, "cloud"], packets=packets)
+    fleet = CrashFleet(model, s, disks=disks, fate=storm(seed), edges=len(edges), **members)
 
     def over(fleet: Any) -> bool:
         schedule.happen(fleet)
@@ -69,10 +75,10 @@ def through(model: Path, seed: int, disks: Path, **members: Any) -> tuple[CrashF
     return fleet, schedule
 
 
-def run(model: Path, seed: int, disks: Path) -> CrashFleet:
+def run(model: Path, seed: int, disks: Path, trains: TrainingSettings | None = None) -> CrashFleet:
     """Run a seed's fleet through its schedule, and hold it to the undisturbed one."""
-    fleet, schedule = through(model, seed, disks)
-    s = wanted(seed)
+    fleet, schedule = through(model, seed, disks, trains=trains)
+    s = trains or wanted(seed)
     steps = s.rounds * s.local_steps * 2
     told = f"seed {seed}\n{schedule}"
     assert fleet.report.ledger == {"expected": steps, "applied": steps, "lost": 0, "duplicated": 0}, told
@@ -112,6 +118,14 @@ def test_any_crash_ends_in_the_same_adapter(small_model: Path, first: int) -> No
     for seed in range(first, min(first + CHUNK, FIRST + SCHEDULES)):
         with scratch() as disks:
             run(small_model, seed, disks)
+
+
+@pytest.mark.parametrize("placement", [{"cut": (1, 3)}, {"cut": (3, 3), "labels": Labels.DEVICE}])
+def test_so_it_does_with_two_tiers_and_with_whole_models(small_model: Path, placement: dict[str, Any]) -> None:
+    for seed in range(FIRST, FIRST + SCHEDULES // 20):
+        s = dataclasses.replace(wanted(seed), **({"labels": Labels.CLOUD} | placement))
+        with scratch() as disks:
+            run(small_model, seed, disks, s)
 
 
 @pytest.mark.parametrize("seed", [110_106, 210_283])

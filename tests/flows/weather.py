@@ -72,7 +72,7 @@ class WeatherFleet(Fleet):
         self.fate = fate
         self.drops: dict[str, list[str]] = {}
         names = list(devices)
-        fleet = FleetSettings(**({"devices": len(names), "edges": edges, "once": True} | members))
+        fleet = FleetSettings(**({"devices": len(names), "edges": edges or 1, "once": True} | members))
         data = {name: sequences(name, 5) for name in names}
         self._members = fleet
         super().__init__(model, settings, data, edges=edges, fleet=fleet)

@@ -24,10 +24,29 @@ def test_the_head_is_where_the_labels_are(labels: Labels, owner: Tier) -> None:
     assert [tier for tier in Tier if plans[tier].embedding] == [Tier.DEVICE]
 
 
-@pytest.mark.parametrize("cut", [(0, 5), (5, 5), (6, 5), (5, 10), (-1, 5), (5, 11)])
-def test_a_cut_that_leaves_a_part_empty_is_refused(cut: tuple[int, int]) -> None:
+@pytest.mark.parametrize("labels", Labels)
+@pytest.mark.parametrize("cut", [(0, 5), (5, 5), (6, 5), (0, 10), (-1, 5), (5, 11), (0, 0), (11, 11), (-1, -1)])
+def test_a_cut_that_is_none_is_refused(cut: tuple[int, int], labels: Labels) -> None:
     with pytest.raises(UsageError, match="does not split 10 layers"):
-        cut_model(10, cut, Labels.CLOUD)
+        cut_model(10, cut, labels)
+
+
+def test_two_tiers_leave_the_cloud_the_head() -> None:
+    plans = cut_model(10, (3, 10), Labels.CLOUD)
+    assert {tier: str(plans[tier]) for tier in Tier} == {
+        Tier.DEVICE: "0-2",
+        Tier.EDGE: "3-9",
+        Tier.CLOUD: "head",
+    }
+    with pytest.raises(UsageError, match="leaves the cloud nothing"):
+        cut_model(10, (3, 10), Labels.DEVICE)
+
+
+def test_one_tier_has_the_whole_model() -> None:
+    plans = cut_model(10, (10, 10), Labels.DEVICE)
+    assert [str(plans[tier]) for tier in Tier] == ["0-9 + head", "none", "none"]
+    with pytest.raises(UsageError, match="and the labels in the cloud"):
+        cut_model(10, (10, 10), Labels.CLOUD)
 
 
 def test_parts_are_named_by_their_first_and_last_layer() -> None:

@@ -1,0 +1,118 @@
+"""Two tiers and one: the same roles, with nothing left to the cloud but the head, or nothing at all."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from iotsplit.packet import Packet
+from iotsplit.plan import Labels
+from iotsplit.settings import Aggregation, Codec, Optimizer, TrainingSettings, UpdateCodec
+from tests.flows.monolith import Monolith
+from tests.support import Fleet, sequences
+
+pytestmark = pytest.mark.slow
+
+TWO_TIERS = {"cut": (2, 5)}
+FEDERATED = {"cut": (5, 5), "labels": Labels.DEVICE}
+
+
+def settings(**changes: Any) -> TrainingSettings:
+    plain: dict[str, Any] = {
+        "rounds": 1,
+        "local_steps": 4,
+        "batch_size": 3,
+        "micro_batches": 3,
+        "sequence_length": 16,
+        "codec": Codec.FP32,
+        "update_codec": UpdateCodec.FP32,
+        "rank": 2,
+        "alpha": 4.0,
+        "learning_rate": 1e-2,
+        "target_modules": ("q_proj", "v_proj", "down_proj"),
+    }
+    return TrainingSettings(**(plain | changes))
+
+
+def difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+
+
+def trained(model: Path, s: TrainingSettings, names: str, *, edges: int = 0) -> Fleet:
+    fleet = Fleet(model, s, {name: sequences(name, 9) for name in names}, edges=edges)
+    fleet.run()
+    assert fleet.dropped == 0
+    return fleet
+
+
+@pytest.mark.parametrize(("placement", "edges"), [(TWO_TIERS, 1), (FEDERATED, 0)])
+@pytest.mark.parametrize("optimizer", Optimizer)
+def test_one_device_trains_as_peft_does(
+    model: Path, placement: dict[str, Any], edges: int, optimizer: Optimizer
+) -> None:
+    s = settings(**placement, optimizer=optimizer)
+    fleet = trained(model, s, "a", edges=edges)
+    alone = Monolith(model, s).train([fleet.batches("a", sequences("a", 9))])
+    assert difference(fleet.adapter(), alone) <= 1e-5
+    assert difference(fleet.adapter(), fleet.versions[0].tensors()) > 1e-3
+
+
+@pytest.mark.parametrize(("placement", "edges"), [(TWO_TIERS, 3), (FEDERATED, 0)])
+def test_one_sgd_step_of_many_is_one_step_on_the_union(
+    model: Path, placement: dict[str, Any], edges: int
+) -> None:
+    s = settings(**placement, optimizer=Optimizer.SGD, local_steps=1, learning_rate=0.5)
+    fleet = trained(model, s, "abc", edges=edges)
+    union = Monolith(model, s).train([fleet.batches(name, sequences(name, 9)) for name in "abc"])
+    assert difference(fleet.adapter(), union) <= 1e-6
+
+
+@pytest.mark.parametrize("aggregation", Aggregation)
+def test_devices_with_whole_models_learn_together(model: Path, aggregation: Aggregation) -> None:
+    fleet = trained(model, settings(**FEDERATED, rounds=3, aggregation=aggregation), "abc")
+    report = fleet.report
+    assert report.ledger == {"expected": 36, "applied": 36, "lost": 0, "duplicated": 0}
+    assert [len(row["sessions"]) for row in report.rounds] == [3, 3, 3]
+    assert all(each["steps"] == 4 and each["loss_last"] for row in report.rounds for each in row["sessions"])
+    assert report.eval["after"]["loss"] != report.eval["before"]["loss"]
+    hops = report.rounds[0]["bytes"]
+    assert hops["device_edge"] == hops["edge_cloud"] == {"up": 0, "down": 0}
+    assert hops["adapters"]["up"] > 0
+
+
+def test_whole_models_score_as_parts_do(model: Path) -> None:
+    whole = trained(model, settings(**FEDERATED), "ab").report.eval
+    parts = trained(model, settings(cut=(1, 3)), "ab", edges=1).report.eval
+    assert whole["before"]["loss"] == pytest.approx(parts["before"]["loss"], abs=1e-6)
+    assert whole["before"]["tokens"] == parts["before"]["tokens"]
+
+
+def test_what_a_device_brings_is_said_again_when_it_is_lost(model: Path) -> None:
+    calm = trained(model, settings(**FEDERATED, rounds=2), "ab")
+    fleet = Fleet(model, settings(**FEDERATED, rounds=2), {name: sequences(name, 9) for name in "ab"}, edges=0)
+    lost: set[str] = set()
+
+    def lose_first(agent: str, packet: Packet) -> list[Packet]:
+        del agent
+        if "/update/" not in packet.topic or packet.topic in lost:
+            return [packet]
+        lost.add(packet.topic)
+        return []
+
+    fleet.tamper = lose_first
+    fleet.run()
+    assert len(lost) == 8  # two devices; scores before and after, and two rounds
+    assert difference(fleet.adapter(), calm.adapter()) == 0
+    assert fleet.report.ledger["duplicated"] == 0
+
+
+def test_a_device_whose_loss_is_not_finite_leaves_the_round(model: Path) -> None:
+    s = settings(**FEDERATED, optimizer=Optimizer.SGD, learning_rate=1e30, norm_bound=1e30)
+    fleet = Fleet(model, s, {name: sequences(name, 9) for name in "ab"}, edges=0)
+    fleet.run(until=lambda fleet: bool(fleet.milestones and fleet.milestones[-1].row))
+    dropped = fleet.milestones[-1].row
+    assert dropped is not None
+    assert {each["device"] for each in dropped["dropped"]} == {"a", "b"}
+    assert all("refused: " in each["reason"] for each in dropped["dropped"])
