@@ -134,10 +134,10 @@ def _cut_all(groups: Groups, devices: int) -> list[list[Record]]:
     size = sum(len(r.text) for group in groups.values() for r in group if isinstance(r, Text))
     limit = min(_BLOCK_CHARACTERS, size // (_LEAST_TRAIN * devices))
     limit = max(limit, _LEAST_BLOCK_CHARACTERS)
-    return [[piece for r in group for piece in _cut(r, limit)] for group in groups.values()]
+    return [[piece for r in group for piece in cut(r, limit)] for group in groups.values()]
 
 
-def _cut(record: Record, limit: int) -> list[Record]:
+def cut(record: Record, limit: int) -> list[Record]:
     """Cut a long text into blocks of whole lines; a line over the limit is cut itself."""
     if not isinstance(record, Text) or len(record.text) <= limit:
         return [record]

@@ -17,12 +17,14 @@ class Request(msgspec.Struct, kw_only=True):
         adapter: directory of the adapter.
         prompts: texts to be continued.
         max_new_tokens: of each continuation.
+        before: whether the model's own continuations are wanted too, or with no adapter alone.
     """
 
     model: str
     adapter: str
     prompts: list[str]
     max_new_tokens: int
+    before: bool = True
 
 
 def main() -> None:
@@ -32,14 +34,13 @@ def main() -> None:
 
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
     model = resolve(request.model, cache_directory())
-    before, after = (
-        complete(model, adapter, request.prompts, request.max_new_tokens)
-        for adapter in (None, Path(request.adapter))
-    )
-    texts = [
-        {"prompt": prompt, "before": first.strip(), "after": second.strip()}
-        for prompt, first, second in zip(request.prompts, before, after, strict=True)
-    ]
+    texts = [{"prompt": prompt} for prompt in request.prompts]
+    wanted: dict[str, Path | None] = {"before": None} if request.before else {}
+    wanted |= {"after": Path(request.adapter)} if request.adapter else {}
+    for when, adapter in wanted.items():
+        written = complete(model, adapter, request.prompts, request.max_new_tokens)
+        for text, each in zip(texts, written, strict=True):
+            text[when] = each.strip()
     sys.stdout.write(json.dumps(texts) + "\n")
 
 

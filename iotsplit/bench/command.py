@@ -1,0 +1,81 @@
+"""``iotsplit bench``: which scheme is best for this model, these data and this machine."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from iotsplit.bench import comparison, plots, running
+from iotsplit.bench.choices import BenchOptions, PaperOptions
+from iotsplit.errors import RunFailedError, UsageError
+from iotsplit.fleet.launcher import interruptible
+from iotsplit.fleet.run import INTERRUPTED, console_for
+from iotsplit.options import parse
+from iotsplit.runtime import files
+
+PLAN = "bench.json"
+EXAMPLES = (
+    "iotsplit bench --quick",
+    "iotsplit bench --data logs/ --partitions files,iid --schemes splitllm,fl --seeds 0,1,2 --output bench",
+    "iotsplit bench --paper --output paper         # hours; the same again goes on, and so does --resume",
+)
+
+
+def main(words: Sequence[str]) -> int:
+    """Run what is missing of a comparison, and show it."""
+    spec = PaperOptions if "--paper" in words else BenchOptions
+    options: BenchOptions = parse(spec, words, name="iotsplit bench", examples=EXAMPLES)
+    console = console_for(options)
+    output = options.output
+    try:
+        with interruptible(), files.writing(output):
+            options = _claim(options)
+            outcomes = comparison.run(options, console)
+    except KeyboardInterrupt:
+        console.print(f"stopped; iotsplit bench --resume --output {output} goes on with the next cell")
+        return INTERRUPTED
+    if options.json:
+        sys.stdout.write(json.dumps([msgspec.to_builtins(each) for each in outcomes]) + "\n")
+    return 0 if all(each.state == "done" for each in outcomes) else RunFailedError.exit_code
+
+
+def _claim(options: BenchOptions) -> BenchOptions:
+    """Write down what is compared, or find it: one directory holds one comparison.
+
+    Raises:
+        UsageError: it holds another one, or none to go on with.
+    """
+    plots.check()
+    plan, output = options.output / PLAN, options.output
+    earlier = _plan_in(plan)
+    if options.resume:
+        if earlier is None:
+            raise UsageError(f"{output} holds no comparison to go on with", fix="leave out --resume")
+        return replace(earlier, output=output, json=options.json, verbose=options.verbose)
+    mine = replace(options, resume=False, fresh=False, json=False, verbose=False, quick=False, paper=False)
+    mine = replace(mine, config=None, output=Path())
+    if earlier is not None and earlier != mine and not options.fresh:
+        raise UsageError(
+            f"{output} holds another comparison",
+            fix="go on with it by --resume, start over by --fresh, or choose another --output",
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    if options.fresh:
+        for cell in (output / "cells").glob("*/" + running.RESULT):
+            cell.unlink()
+    files.replace(plan, msgspec.json.format(msgspec.json.encode(mine, enc_hook=str), indent=1))
+    return options
+
+
+def _plan_in(plan: Path) -> BenchOptions | None:
+    try:
+        return msgspec.json.decode(plan.read_bytes(), type=BenchOptions, dec_hook=lambda kind, text: kind(text))
+    except FileNotFoundError:
+        return None
+    except msgspec.DecodeError:
+        raise UsageError(
+            f"{plan} cannot be read", fix="start over by --fresh, or choose another --output"
+        ) from None

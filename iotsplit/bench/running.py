@@ -1,0 +1,155 @@
+"""One cell: a whole ``iotsplit run`` in a process of its own, and what it came to."""
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import msgspec
+
+from iotsplit.bench.cells import Cell
+from iotsplit.bench.figures import figures_of
+from iotsplit.bench.outcomes import Outcome
+from iotsplit.bench.schemes import Placement
+from iotsplit.fleet.output import Output
+from iotsplit.options import unset_options
+from iotsplit.plan import Tier
+from iotsplit.runtime import clock, processes
+from iotsplit.runtime.files import replace
+from iotsplit.settings import TrainingSettings
+from iotsplit.states import Metrics
+
+RESULT = "result.json"
+LOOK_EVERY_S = 0.5
+STOP_S = 30.0
+MOST_TOLD = 300
+
+_WEIGH = """
+import importlib, sys
+import psutil
+importlib.import_module(sys.argv[1])
+print(psutil.Process().memory_info().rss)
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A cell with what it takes to run it.
+
+    Args:
+        cell: which.
+        placement: who runs what.
+        directory: where; what an earlier try has left there is removed.
+        data: folder with a file for each device.
+        words: more of `iotsplit run`.
+        imports: bytes of an agent before it has a model, by tier.
+    """
+
+    cell: Cell
+    placement: Placement
+    directory: Path
+    data: Path
+    words: tuple[str, ...]
+    imports: Mapping[str, int]
+
+
+def earlier(directory: Path) -> Outcome | None:
+    """What a cell came to before this start, if it did."""
+    try:
+        return msgspec.json.decode((directory / RESULT).read_bytes(), type=Outcome)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def keep(directory: Path, outcome: Outcome) -> None:
+    """Write down what a cell came to."""
+    directory.mkdir(parents=True, exist_ok=True)
+    replace(directory / RESULT, msgspec.json.format(msgspec.json.encode(outcome), indent=1))
+
+
+def run(job: Job) -> Outcome:
+    """Run a cell from its start; one that dies is told of in its outcome.
+
+    Raises:
+        KeyboardInterrupt: a signal came; the cell's processes are gone by then.
+    """
+    shutil.rmtree(job.directory, ignore_errors=True)
+    job.directory.mkdir(parents=True)
+    output, log = Output(job.directory / "run"), job.directory / "run.log"
+    words = [sys.executable, "-m", "iotsplit", "run", *words_of(job), f"--output={output.root}"]
+    began = clock.now()
+    process = processes.start(words, log=log, environment=unset_options(os.environ))
+    try:
+        code = _end_of(process)
+    finally:
+        processes.stop(process, grace_s=STOP_S)
+    outcome = Outcome(scheme=job.cell.scheme, case=job.cell.case, state="failed", wall_s=clock.now() - began)
+    if code:
+        outcome.reason = f"iotsplit run ended with exit code {code}: {_last_line(log)}"
+        return outcome
+    lines = list(_lines(output.root / "metrics.jsonl"))
+    outcome.figures = figures_of(output.report(), lines, job.placement, job.imports)
+    outcome.state = "done"
+    shutil.rmtree(output.root / "state", ignore_errors=True)  # nothing goes on from here
+    return outcome
+
+
+def words_of(job: Job) -> list[str]:
+    """The options of ``iotsplit run`` that make a cell."""
+    placement = job.placement
+    words = [f"--data={job.data}", "--partition=files", f"--devices={placement.devices}"]
+    words += [f"--edges={max(1, placement.edges)}"]  # whole models on the devices need none
+    if placement.devices_per_edge is not None:
+        words.append(f"--devices-per-edge={placement.devices_per_edge}")
+    return [*words, *job.words, *training_words(placement.training)]
+
+
+def training_words(training: TrainingSettings) -> list[str]:
+    """Settings as flags."""
+    words = []
+    for each in fields(training):
+        value, flag = getattr(training, each.name), f"--{each.name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words += [flag] if value else []
+        else:
+            words.append(f"{flag}={','.join(map(str, value)) if isinstance(value, tuple) else value}")
+    return words
+
+
+def weigh_imports() -> dict[str, int]:
+    """Bytes that an agent of each tier takes once its modules are loaded."""
+    commands = importlib.metadata.entry_points(group="iotsplit.commands")
+    found = {}
+    for tier in Tier:
+        module = commands[str(tier)].module
+        words = [sys.executable, "-c", _WEIGH, module]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        found[str(tier)] = int(done.stdout) if done.returncode == 0 else 0
+    return found
+
+
+def _end_of(process: "subprocess.Popen[bytes]") -> int:
+    while True:
+        try:
+            return process.wait(LOOK_EVERY_S)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _last_line(log: Path) -> str:
+    said = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
+    last = next((line for line in reversed(said) if line), "it said nothing")
+    return f"{last.removeprefix('iotsplit: error: ')[:MOST_TOLD]} (see {log})"
+
+
+def _lines(metrics: Path) -> Iterator[Metrics]:
+    with metrics.open("rb") as lines:
+        for line in lines:
+            try:
+                yield msgspec.json.decode(line, type=Metrics)
+            except msgspec.DecodeError:
+                continue
