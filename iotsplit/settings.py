@@ -33,6 +33,7 @@ class Aggregation(StrEnum):
 
     FEDAVG = "fedavg"
     FLEXLORA = "flexlora"
+    MEDIAN = "median"
     ROLORA = "rolora"
     TRIMMED = "trimmed"
 
@@ -83,8 +84,11 @@ class TrainingSettings:
         update_codec: Encoding of what devices and edges have trained in a round: the values in `fp32`, or their
             change since the adapter version in `bf16` or `int8`.
         aggregation: How adapters are averaged: A and B apart (`fedavg`), their product (`flexlora`), only B and
-            only A in turn by round (`rolora`), or A and B without extreme values (`trimmed`).
+            only A in turn by round (`rolora`), A and B without extreme values (`trimmed`), or to the geometric
+            median of the products (`median`).
         trim: With `trimmed`, share of the devices whose values are left out at each end; at least one of three.
+        server_momentum: Share of a version's change that the next one makes again (FedAvgM), 0 to below 1, of
+            what devices and edges train.
         clip_updates: Shorten updates that are longer than the median of the round, whatever the aggregation.
         norm_bound: Largest root mean square of hidden states and largest norm of a gradient; a session that
             exceeds it leaves the round.
@@ -111,6 +115,7 @@ class TrainingSettings:
     update_codec: UpdateCodec = UpdateCodec.BF16
     aggregation: Aggregation = Aggregation.FEDAVG
     trim: float = 0.2
+    server_momentum: float = 0.0
     clip_updates: bool = False
     norm_bound: float = 1e5
     base_dtype: BaseDtype = BaseDtype.FP32
@@ -154,16 +159,24 @@ class TrainingSettings:
                 f"micro_batches {self.micro_batches} is more than batch_size {self.batch_size}",
                 fix="use fewer micro-batches or a larger batch",
             )
-        if not 0 < self.learning_rate < float("inf") or not 0 < self.alpha < float("inf"):
-            raise UsageError("learning_rate and alpha must be above 0", fix="for example 1e-3 and 16")
-        if not 0 <= self.trim < MOST_TRIMMED:
-            raise UsageError(f"trim {self.trim} leaves nothing", fix="use 0 or more and less than 0.5")
-        if not 0 < self.norm_bound < float("inf"):
-            raise UsageError(f"norm_bound {self.norm_bound} is no bound", fix="use a number such as 1e5")
+        self._check_numbers()
         if not self.target_modules:
             raise UsageError("target_modules is empty", fix="name linear layers, or all-linear")
         if self.evaluate not in {"rounds", "ends"}:
             raise UsageError(f"evaluate {self.evaluate!r} is unknown", fix="use rounds or ends")
+
+    def _check_numbers(self) -> None:
+        if not 0 < self.learning_rate < float("inf") or not 0 < self.alpha < float("inf"):
+            raise UsageError("learning_rate and alpha must be above 0", fix="for example 1e-3 and 16")
+        if not 0 <= self.trim < MOST_TRIMMED:
+            raise UsageError(f"trim {self.trim} leaves nothing", fix="use 0 or more and less than 0.5")
+        if not 0 <= self.server_momentum < 1:
+            raise UsageError(
+                f"server_momentum {self.server_momentum} never ends",
+                fix="use 0 or more and less than 1, such as 0.9",
+            )
+        if not 0 < self.norm_bound < float("inf"):
+            raise UsageError(f"norm_bound {self.norm_bound} is no bound", fix="use a number such as 1e5")
 
 
 def _check_codec(codec: str, share: float) -> None:

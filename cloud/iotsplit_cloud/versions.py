@@ -16,7 +16,7 @@ from iotsplit.role import Local
 from iotsplit.settings import TrainingSettings, UpdateCodec
 from iotsplit.states import AdapterHead, AdapterLatest, Assignment, Forget
 from iotsplit.tensors import adapters
-from iotsplit.tensors.aggregation import next_version, trained_in
+from iotsplit.tensors.aggregation import next_version, trained_in, with_momentum
 from iotsplit.tensors.bounds import check_update
 from iotsplit.tensors.updates import LARGEST_GROWTH, decode
 
@@ -170,11 +170,28 @@ class Library:
     ) -> Version:
         """Make the next version from a round's updates and the cloud's own section."""
         averaged = average(updates, start=self.current, shapes=self._shapes, settings=self._settings)
-        sections = averaged | {str(Tier.CLOUD): cloud}
+        sections = self._onwards(averaged) | {str(Tier.CLOUD): cloud}
         self.newest += 1
         self.current = Version(version=self.newest, round=round_, sections=sections)
         self._versions[self.newest] = self.current
         return self.current
+
+    def _onwards(self, averaged: dict[str, bytes]) -> dict[str, bytes]:
+        """Averaged sections with the fleet's momentum, which is in the current version and the one before."""
+        before, momentum = self._versions.get(self.current.version - 1), self._settings.server_momentum
+        if before is None or not momentum:
+            return averaged
+        return {
+            tier: adapters.to_bytes(
+                with_momentum(
+                    safetensors.torch.load(section),
+                    start=self.current.section(Tier(tier)),
+                    before=before.section(Tier(tier)),
+                    momentum=momentum,
+                )
+            )
+            for tier, section in averaged.items()
+        }
 
     def forget(self) -> list[Message]:
         """Clear what is too old from the bus."""

@@ -29,6 +29,11 @@ _A, _B = ".lora_A.", ".lora_B."
 # Rows of a fresh A are uniform within 1/sqrt(inputs): their expected norm.
 _ROW_NORM = 1 / math.sqrt(3)
 
+# The geometric median is found when no share moves by more; no point is nearer to it than this part.
+_STILL = 1e-10
+_NEAREST = 1e-7
+_MOST_ITERATIONS = 500
+
 
 def fedavg(adapters: Sequence[Adapter], weights: Sequence[float]) -> dict[str, torch.Tensor]:
     """The weighted mean of each matrix.
@@ -104,6 +109,68 @@ def trimmed(adapters: Sequence[Adapter], weights: Sequence[float], share: float)
     return merged
 
 
+def median(adapters: Sequence[Adapter], weights: Sequence[float]) -> dict[str, torch.Tensor]:
+    """The adapter of which the product B·A is nearest to all the others' products.
+
+    The geometric median (Pillutla et al. 2019, RFA, arXiv 1912.13445) over all layers at once, cut back to the
+    adapters' rank as by `flexlora`. Products do not depend on the r x r matrix between A and B, which single
+    values of A and B do. As long as fewer than half of the sessions are bad, it stays near the good ones.
+
+    Weights do not count, as with `trimmed`.
+
+    Args:
+        adapters: of the sessions.
+        weights: only checked.
+    """
+    _shares(adapters, weights)
+    return flexlora(adapters, median_shares(_products(adapters)))
+
+
+def median_of_gradients(gradients: Sequence[Adapter], weights: Sequence[float]) -> dict[str, torch.Tensor]:
+    """The geometric median of gradients by parameters that all sessions share; weights are only checked."""
+    _shares(gradients, weights)
+    rows = torch.stack(
+        [torch.cat([each[name].flatten() for name in sorted(each)] or [torch.zeros(1)]) for each in gradients]
+    ).to(torch.float64)  # (sessions, values)
+    return fedavg(gradients, median_shares(rows @ rows.T))
+
+
+def median_shares(inner: torch.Tensor) -> list[float]:
+    """What each of some points counts in their geometric median, by Weiszfeld's iteration.
+
+    Args:
+        inner: (points, points) inner products, float64; nothing else of the points matters.
+    """
+    count = len(inner)
+    shares = torch.full((count,), 1 / count, dtype=torch.float64)
+    squares = inner.diagonal()
+    least = max(float(squares.max().sqrt()), 1.0) * _NEAREST
+    for _ in range(_MOST_ITERATIONS):
+        toward = inner @ shares
+        distances = (squares - 2 * toward + shares @ toward).clamp(min=0.0).sqrt().clamp(min=least)
+        before, shares = shares, (1 / distances) / (1 / distances).sum()
+        if float((shares - before).abs().max()) < _STILL:
+            break
+    found: list[float] = shares.tolist()
+    return found
+
+
+def _products(adapters: Sequence[Adapter]) -> torch.Tensor:
+    """(sessions, sessions) inner products of the products B·A, summed over layers; no product is formed."""
+    count = len(adapters)
+    inner = torch.zeros((count, count), dtype=torch.float64)
+    for name in sorted(adapters[0]):
+        if _A not in name:
+            continue
+        lower = torch.stack([each[name] for each in adapters]).to(torch.float64)  # (sessions, rank, inputs)
+        upper = torch.stack([each[name.replace(_A, _B)] for each in adapters]).to(torch.float64)
+        for row in range(count):
+            # <B A, B' A'> = sum of (B^T B') * (A A'^T): two cores of rank x rank
+            cores = (upper[row].T @ upper) * (lower[row] @ lower.transpose(1, 2))
+            inner[row] += cores.sum(dim=(1, 2))
+    return inner
+
+
 def trimmed_at_each_end(sessions: int, share: float) -> int:
     """How many of so many sessions are left out at each end: at least one is left in the middle."""
     # 0.1 of 30 is 3, whatever floats make of it.
@@ -130,11 +197,15 @@ def clip(updates: Sequence[Adapter], start: Adapter) -> list[Adapter]:
 AGGREGATORS: dict[Aggregation, Aggregator] = {
     Aggregation.FEDAVG: lambda adapters, weights, _: fedavg(adapters, weights),
     Aggregation.FLEXLORA: lambda adapters, weights, _: flexlora(adapters, weights),
+    Aggregation.MEDIAN: lambda adapters, weights, _: median(adapters, weights),
     Aggregation.ROLORA: lambda adapters, weights, _: fedavg(adapters, weights),
     Aggregation.TRIMMED: trimmed,
 }
 
-OF_GRADIENTS = AGGREGATORS | {Aggregation.FLEXLORA: AGGREGATORS[Aggregation.FEDAVG]}
+OF_GRADIENTS: dict[Aggregation, Aggregator] = AGGREGATORS | {
+    Aggregation.FLEXLORA: AGGREGATORS[Aggregation.FEDAVG],
+    Aggregation.MEDIAN: lambda gradients, weights, _: median_of_gradients(gradients, weights),
+}
 """Gradients of A and B have no product to average."""
 
 
@@ -151,6 +222,23 @@ def next_version(
     """
     kept = clip(updates, start) if settings.clip_updates else updates
     return AGGREGATORS[settings.aggregation](kept, weights, settings.trim)
+
+
+def with_momentum(
+    section: Adapter, *, start: Adapter, before: Adapter, momentum: float
+) -> dict[str, torch.Tensor]:
+    """A section of the next version that goes on some of the way on which the last one came.
+
+    Averaging with server momentum (Hsu et al. 2019, FedAvgM, arXiv 1909.06335): v' = m v + (average - start),
+    next = start + v'. As each version is the one before plus v, v needs no keeping.
+
+    Args:
+        section: as averaged.
+        start: of the version that the round began with.
+        before: of the version before that one.
+        momentum: m.
+    """
+    return {name: section[name] + momentum * (start[name] - before[name]) for name in sorted(section)}
 
 
 def step_gradient(

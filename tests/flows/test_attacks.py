@@ -100,6 +100,7 @@ def test_a_bad_device_spoils_a_plain_average(
     "changes",
     [
         {"aggregation": Aggregation.TRIMMED},
+        {"aggregation": Aggregation.MEDIAN},
         {"clip_updates": True},
         {"clip_updates": True, "aggregation": Aggregation.FLEXLORA},
         {"clip_updates": True, "aggregation": Aggregation.TRIMMED},

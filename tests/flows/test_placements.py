@@ -1,5 +1,6 @@
 """Two tiers and one: the same roles, with nothing left to the cloud but the head, or nothing at all."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +117,15 @@ def test_a_device_whose_loss_is_not_finite_leaves_the_round(model: Path) -> None
     assert dropped is not None
     assert {each["device"] for each in dropped["dropped"]} == {"a", "b"}
     assert all("refused: " in each["reason"] for each in dropped["dropped"])
+
+
+def test_with_momentum_a_version_goes_on_the_way_of_the_last(model: Path) -> None:
+    s = settings(**FEDERATED, rounds=2, optimizer=Optimizer.SGD, learning_rate=0.1)
+    plain = [each.tensors() for each in trained(model, s, "ab").versions]
+    pushed = [
+        each.tensors() for each in trained(model, dataclasses.replace(s, server_momentum=0.5), "ab").versions
+    ]
+    assert difference(pushed[1], plain[1]) == 0  # nothing has moved before
+    expected = {name: value + 0.5 * (plain[1][name] - plain[0][name]) for name, value in plain[2].items()}
+    assert difference(pushed[2], expected) <= 1e-7
+    assert difference(pushed[2], plain[2]) > 1e-3

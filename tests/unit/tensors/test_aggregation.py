@@ -17,6 +17,7 @@ from iotsplit.tensors.aggregation import (
     clip,
     fedavg,
     flexlora,
+    median_shares,
     next_version,
     step_gradient,
     trained_in,
@@ -269,7 +270,7 @@ def test_clipping_bounds_what_one_session_does_to_a_version_by_any_rule(rule: Ag
     spoiled = next_version(updates, [1.0] * 5, start=start, settings=settings)
     assert (_product(spoiled) - _product(good)).norm() < 0.05 * _product(good).norm()
     plain = TrainingSettings(aggregation=rule)
-    if rule is not Aggregation.TRIMMED:
+    if rule not in (Aggregation.TRIMMED, Aggregation.MEDIAN):
         unclipped = next_version(updates, [1.0] * 5, start=start, settings=plain)
         assert (_product(unclipped) - _product(good)).norm() > _product(good).norm()
 
@@ -293,3 +294,68 @@ def test_the_gradient_of_a_step_is_joined_by_the_same_rule(changes: dict[str, An
     gradients = [{A: torch.tensor([[value]])} for value in (-1000.0, 10.0, 0.0, 20.0)]
     joined = step_gradient(gradients, [0.25] * 4, settings=TrainingSettings(**changes))
     assert joined[A].item() == pytest.approx(expected)
+
+
+def test_the_median_of_gradients_is_among_the_good_ones() -> None:
+    gradients = [{A: torch.tensor([[value]])} for value in (-1000.0, 10.0, 9.0, 11.0, 10.0)]
+    joined = step_gradient(gradients, [1.0] * 5, settings=TrainingSettings(aggregation=Aggregation.MEDIAN))
+    assert 8.9 < joined[A].item() < 11.1
+    nothing = step_gradient([{}, {}], [1.0] * 2, settings=TrainingSettings(aggregation=Aggregation.MEDIAN))
+    assert nothing == {}  # the cloud has no layers
+
+
+def test_the_geometric_median_is_where_the_sum_of_distances_is_least() -> None:
+    points = torch.randn(7, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    found = torch.tensor(median_shares(points @ points.T), dtype=torch.float64) @ points
+
+    def distance(point: torch.Tensor) -> float:
+        return float((points - point).norm(dim=1).sum())
+
+    generator = torch.Generator().manual_seed(4)
+    for _ in range(200):
+        other = found + 0.01 * torch.randn(5, generator=generator, dtype=torch.float64)
+        assert distance(found) <= distance(other) + 1e-9
+
+
+def turned(adapter: dict[str, torch.Tensor], generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """The same product in other factors."""
+    matrix = torch.linalg.qr(torch.randn(RANK, RANK, generator=generator, dtype=torch.float64))[0]
+    matrix = matrix * torch.linspace(0.5, 2.0, RANK, dtype=torch.float64)
+    return {
+        A: (matrix @ adapter[A].double()).float(),
+        B: (adapter[B].double() @ torch.linalg.inv(matrix)).float(),
+    }
+
+
+def test_the_median_judges_products_and_holds_where_single_values_mislead() -> None:
+    generator = torch.Generator().manual_seed(5)
+    (good,) = _adapters(1)
+    honest = [
+        turned(
+            {
+                name: value + 0.02 * torch.randn(value.shape, generator=generator)
+                for name, value in good.items()
+            },
+            generator,
+        )
+        for _ in range(4)
+    ]
+    attacker = turned({A: good[A], B: -3 * good[B]}, generator)
+    everyone, size = [*honest, attacker], _product(good).norm()
+
+    def error(rule: Aggregation) -> float:
+        joined = next_version(everyone, [1.0] * 5, start=good, settings=TrainingSettings(aggregation=rule))
+        return float((_product(joined) - _product(good)).norm() / size)
+
+    assert error(Aggregation.MEDIAN) < 0.1
+    assert min(error(rule) for rule in (Aggregation.FEDAVG, Aggregation.FLEXLORA, Aggregation.TRIMMED)) > 0.5
+
+
+def test_the_median_does_not_depend_on_the_factors_of_a_product() -> None:
+    adapters = _adapters(5)
+    generator = torch.Generator().manual_seed(6)
+    again = [turned(each, generator) for each in adapters]
+    settings = TrainingSettings(aggregation=Aggregation.MEDIAN)
+    first = next_version(adapters, [1.0] * 5, start=adapters[0], settings=settings)
+    second = next_version(again, [1.0] * 5, start=adapters[0], settings=settings)
+    assert torch.allclose(_product(first), _product(second), atol=1e-3)
