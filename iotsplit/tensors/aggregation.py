@@ -33,6 +33,8 @@ _ROW_NORM = 1 / math.sqrt(3)
 _STILL = 1e-10
 _NEAREST = 1e-7
 _MOST_ITERATIONS = 500
+_BLOCK = 32
+"""Sessions whose products are compared with all others at once: memory that does not grow with their square."""
 
 
 def fedavg(adapters: Sequence[Adapter], weights: Sequence[float]) -> dict[str, torch.Tensor]:
@@ -162,12 +164,14 @@ def _products(adapters: Sequence[Adapter]) -> torch.Tensor:
     for name in sorted(adapters[0]):
         if _A not in name:
             continue
-        lower = torch.stack([each[name] for each in adapters]).to(torch.float64)  # (sessions, rank, inputs)
-        upper = torch.stack([each[name.replace(_A, _B)] for each in adapters]).to(torch.float64)
-        for row in range(count):
-            # <B A, B' A'> = sum of (B^T B') * (A A'^T): two cores of rank x rank
-            cores = (upper[row].T @ upper) * (lower[row] @ lower.transpose(1, 2))
-            inner[row] += cores.sum(dim=(1, 2))
+        rank = len(adapters[0][name])
+        lower = torch.cat([each[name] for each in adapters]).to(torch.float64)  # (sessions x rank, inputs)
+        upper = torch.cat([each[name.replace(_A, _B)].T for each in adapters]).to(torch.float64)
+        for first in range(0, count, _BLOCK):
+            rows = slice(first * rank, (first + _BLOCK) * rank)
+            # <B A, B' A'> = sum of (B^T B') * (A A'^T): cores of rank x rank for each two sessions
+            cores = (upper[rows] @ upper.T) * (lower[rows] @ lower.T)
+            inner[first : first + _BLOCK] += cores.reshape(-1, rank, count, rank).sum(dim=(1, 3))
     return inner
 
 
