@@ -76,14 +76,19 @@ def bus(up: Way, down: Way) -> Callable[[Any, tuple[Any, ...]], tuple[Any, ...]]
     return lambda _, inputs: (send(inputs[0], up, down), *inputs[1:])
 
 
-def batches_of(data: str, directory: Path, settings: TrainingSettings) -> Batches:
-    """All devices' records as one."""
+def batches_of(data: str, directory: Path, settings: TrainingSettings, *, most: int | None = None) -> Batches:
+    """All devices' records as one, or the first training sequences of them."""
     records = [record for share in partition.load(data).values() for record in share]
     length, size = settings.sequence_length, settings.batch_size
     tokenizer = AutoTokenizer.from_pretrained(directory)
     train, held_out = tokenize(records, tokenizer, sequence_length=length, batch_size=size, seed=settings.seed)
     return Batches(
-        train, held_out, seed=settings.seed, device="all", batch_size=size, micro_batches=settings.micro_batches
+        train[:most],
+        held_out,
+        seed=settings.seed,
+        device="all",
+        batch_size=size,
+        micro_batches=settings.micro_batches,
     )
 
 
