@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from iotsplit.runtime import clock, processes
-from tests.proxy import TcpProxy
+from iotsplit.runtime.proxy import TcpProxy
 
 RESTART_S = 1.0
 POLL_S = 0.1

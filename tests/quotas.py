@@ -8,9 +8,9 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from iotsplit.runtime.proxy import UP
 from tests import mqtt_packets as mqtt
 from tests.mqtt_packets import Raw, Stream
-from tests.proxy import UP
 
 BURST_S = 1.0
 """A second's worth may come at once."""

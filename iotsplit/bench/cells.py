@@ -11,6 +11,8 @@ from iotsplit.bench.schemes import Scheme
 
 ALL = 0
 """Instead of a number of samples: all that there are."""
+NO_LIMIT = 0.0
+"""Instead of a rate: that of this machine."""
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,12 +22,14 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
         partition: how data is dealt, such as `files` or `dirichlet:0.3`.
         samples: training records of each device; `ALL` for all.
         devices: how many.
+        mbits: rate of each device's link, up and down; `NO_LIMIT` without one.
         seed: of everything random.
     """
 
     partition: str
     samples: int
     devices: int
+    mbits: float = NO_LIMIT
     seed: int
 
     @property
@@ -38,11 +42,13 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
         """A word for files and tables."""
         amount = "all" if self.samples == ALL else str(self.samples)
         seed = f"-seed{self.seed}" if self.seed >= 0 else ""
-        return f"{self.partition.replace(':', '')}-{amount}-{self.devices}dev{seed}"
+        link = f"-{self.mbits:g}mbit" if self.mbits else ""
+        return f"{self.partition.replace(':', '')}-{amount}-{self.devices}dev{link}{seed}"
 
     def __str__(self) -> str:
         amount = "all samples" if self.samples == ALL else f"{self.samples} samples"
-        return f"{self.partition}, {amount} a device, {self.devices} devices"
+        link = f" on links of {self.mbits:g} Mbit/s" if self.mbits else ""
+        return f"{self.partition}, {amount} a device, {self.devices} devices{link}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +74,14 @@ def grid(
     partitions: Sequence[str],
     samples: Sequence[int],
     devices: Sequence[int],
+    links: Sequence[float],
     seeds: Sequence[int],
 ) -> list[Cell]:
     """All cells: case by case, so that a comparison is whole as early as possible."""
-    cases = itertools.product(partitions, samples, devices, seeds)
-    return [
-        Cell(scheme=scheme, case=Case(partition=partition, samples=amount, devices=count, seed=seed))
-        for partition, amount, count, seed in cases
-        for scheme in schemes
+    cases = [
+        Case(partition=partition, samples=amount, devices=count, mbits=mbits, seed=seed)
+        for partition, amount, count, mbits, seed in itertools.product(
+            partitions, samples, devices, links, seeds
+        )
     ]
+    return [Cell(scheme=scheme, case=case) for case in cases for scheme in schemes]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from iotsplit.bench.cells import ALL, Cell, grid
+from iotsplit.bench.cells import ALL, NO_LIMIT, Cell, grid
 from iotsplit.bench.schemes import Scheme
 from iotsplit.errors import UsageError
 from iotsplit.flags import suggest
@@ -33,6 +33,7 @@ class BenchOptions(CommonOptions):
         samples: Training records of each device: numbers, or all.
         devices: Numbers of devices.
         edges: Edges of splitllm.
+        links: Rates of each device's link in Mbit/s up and down, or none for this machine's.
         seeds: Seeds; of several, medians are shown with least and most.
         held_out: Most held-out records of each device.
         prompts: Held-out prompts that are answered with each adapter; all of them are scored by BLEU.
@@ -54,6 +55,7 @@ class BenchOptions(CommonOptions):
     samples: tuple[str, ...] = ("all",)
     devices: tuple[int, ...] = (4,)
     edges: int = 2
+    links: tuple[str, ...] = ("none",)
     seeds: tuple[int, ...] = (0,)
     held_out: int = 6
     prompts: int = 2
@@ -71,11 +73,10 @@ class BenchOptions(CommonOptions):
         Raises:
             UsageError: a scheme or number is none.
         """
-        for scheme in self.schemes:
-            _check_scheme(scheme)
-        for amount in self.samples:
-            _check_amount(amount)
-        for name in ("schemes", "partitions", "samples", "devices", "seeds"):
+        for name, check in {"schemes": _check_scheme, "samples": _check_amount, "links": _check_link}.items():
+            for each in getattr(self, name):
+                check(each)
+        for name in ("schemes", "partitions", "samples", "devices", "links", "seeds"):
             if not getattr(self, name):
                 raise UsageError(f"{name} is empty", fix=f"leave --{name} out, or name one")
         at_least("devices", min(self.devices), 1)
@@ -95,6 +96,7 @@ class BenchOptions(CommonOptions):
             partitions=self.partitions,
             samples=[ALL if each == "all" else int(each) for each in self.samples],
             devices=self.devices,
+            links=[NO_LIMIT if each == "none" else float(each) for each in self.links],
             seeds=self.seeds,
         )
 
@@ -110,6 +112,17 @@ def _check_scheme(scheme: str) -> None:
 def _check_amount(amount: str) -> None:
     if amount != "all" and not (amount.isdecimal() and int(amount) > 0):
         raise UsageError(f"samples {amount!r} is no number", fix="use numbers such as 32,128, or all")
+
+
+def _check_link(link: str) -> None:
+    if link == "none":
+        return
+    try:
+        rate = float(link)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < float("inf"):
+        raise UsageError(f"links {link!r} is no rate", fix="use Mbit/s such as 1,5,20, or none")
 
 
 @dataclass(frozen=True, kw_only=True)

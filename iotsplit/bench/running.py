@@ -1,5 +1,6 @@
 """One cell: a whole ``iotsplit run`` in a process of its own, and what it came to."""
 
+import contextlib
 import importlib.metadata
 import os
 import shutil
@@ -15,11 +16,13 @@ from iotsplit.bench.cells import Cell
 from iotsplit.bench.figures import figures_of
 from iotsplit.bench.outcomes import Outcome
 from iotsplit.bench.schemes import Placement
+from iotsplit.fleet.launcher import Launcher
 from iotsplit.fleet.output import Output
 from iotsplit.options import unset_options
 from iotsplit.plan import Tier
 from iotsplit.runtime import clock, processes
 from iotsplit.runtime.files import replace
+from iotsplit.runtime.proxy import TcpProxy
 from iotsplit.settings import TrainingSettings
 from iotsplit.states import Metrics
 
@@ -27,6 +30,7 @@ RESULT = "result.json"
 LOOK_EVERY_S = 0.5
 STOP_S = 30.0
 MOST_TOLD = 300
+BYTES_PER_MBIT = 1e6 / 8
 
 _WEIGH = """
 import importlib, sys
@@ -82,11 +86,12 @@ def run(job: Job) -> Outcome:
     output, log = Output(job.directory / "run"), job.directory / "run.log"
     words = [sys.executable, "-m", "iotsplit", "run", *words_of(job), f"--output={output.root}"]
     began = clock.now()
-    process = processes.start(words, log=log, environment=unset_options(os.environ))
-    try:
-        code = _end_of(process)
-    finally:
-        processes.stop(process, grace_s=STOP_S)
+    with _links(job) as brokers:
+        process = processes.start([*words, *brokers], log=log, environment=unset_options(os.environ))
+        try:
+            code = _end_of(process)
+        finally:
+            processes.stop(process, grace_s=STOP_S)
     outcome = Outcome(scheme=job.cell.scheme, case=job.cell.case, state="failed", wall_s=clock.now() - began)
     if code:
         outcome.reason = f"iotsplit run ended with exit code {code}: {_last_line(log)}"
@@ -96,6 +101,24 @@ def run(job: Job) -> Outcome:
     outcome.state = "done"
     shutil.rmtree(output.root / "state", ignore_errors=True)  # nothing goes on from here
     return outcome
+
+
+@contextlib.contextmanager
+def _links(job: Job) -> Iterator[list[str]]:
+    """The options of a broker that each device reaches over a slow link of its own; none without such links."""
+    mbits = job.cell.case.mbits
+    if not mbits:
+        yield []
+        return
+    launcher = Launcher(job.directory)
+    try:
+        directory = job.directory / "broker"
+        address = launcher.start_broker(["broker", "--port=0", "--json", f"--directory={directory}"]).address
+        with contextlib.closing(TcpProxy(int(address.rpartition(":")[2]))) as proxy:
+            proxy.shape(rate=mbits * BYTES_PER_MBIT)
+            yield [f"--broker={address}", f"--device-broker=mqtt://127.0.0.1:{proxy.port}"]
+    finally:
+        launcher.stop()
 
 
 def words_of(job: Job) -> list[str]:

@@ -75,7 +75,7 @@ def to_csv(outcomes: Sequence[Outcome]) -> str:
     out = io.StringIO(newline="")
     tiers = ("device", "edge", "cloud")
     parts = ("imports", "weights", "optimizer", "activations")
-    heads = ["partition", "samples", "devices", "seed", "scheme", "state", "reason", "wall_s"]
+    heads = ["partition", "samples", "devices", "mbits", "seed", "scheme", "state", "reason", "wall_s"]
     heads += [f"{tier}_{part}_bytes" for tier in tiers for part in (*parts, "peak", "expected")]
     heads += ["devices_peak_bytes", "servers_peak_bytes", "network_bytes"]
     heads += [
@@ -90,6 +90,7 @@ def to_csv(outcomes: Sequence[Outcome]) -> str:
             "partition": outcome.case.partition,
             "samples": outcome.case.samples or "all",
             "devices": outcome.case.devices,
+            "mbits": outcome.case.mbits or "",
             "seed": outcome.case.seed,
             "scheme": outcome.scheme,
             "state": outcome.state,

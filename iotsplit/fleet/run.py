@@ -68,6 +68,7 @@ class RunOptions(BrokerOptions, CommonOptions):
         columns: Columns or keys of the data: one of texts, or two of prompts and completions.
         partition: How data is dealt: files, iid or dirichlet:0.3; by default files where there are several.
         broker: Address of a broker, or embedded, or mosquitto; by default Mosquitto if found, else embedded.
+        device_broker: Address at which devices reach it, if they come another way: a proxy or a bridged broker.
         output: Directory for adapter, report, metrics, logs; a run in the same one goes on.
         fresh: Start over in that directory.
         threads: CPU threads of each agent.
@@ -78,6 +79,7 @@ class RunOptions(BrokerOptions, CommonOptions):
     """
 
     broker: str = ""
+    device_broker: str = ""
     model: str = "smollm2"
     data: str = "plant"
     devices: int | None = None
@@ -270,7 +272,8 @@ def _start(launcher: Launcher, options: RunOptions, prepared: Prepared, console:
         launcher.start(STANDBY, ["edge", *_agent_words(STANDBY, options, prepared, address), "--standby"])
     for device in prepared.devices:
         data = Output(options.output).data / f"{device}.jsonl"
-        launcher.start(device, ["device", *_agent_words(device, options, prepared, address), f"--data={data}"])
+        words = _agent_words(device, options, prepared, options.device_broker or address)
+        launcher.start(device, ["device", *words, f"--data={data}"])
     return broker
 
 

@@ -12,7 +12,7 @@ from iotsplit.packet import Packet
 from iotsplit.runtime.address import BrokerAddress
 from iotsplit.runtime.link import LinkChange
 from iotsplit.runtime.mqtt import MqttLink
-from tests.proxy import TcpProxy
+from iotsplit.runtime.proxy import TcpProxy
 
 FLEET = "chaos"  # as benchmarks.fleet names it
 SECRET = "secret"

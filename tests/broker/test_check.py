@@ -14,6 +14,7 @@ import pytest
 from iotsplit.errors import BrokerUnreachableError, RefusedError
 from iotsplit.packet import Packet
 from iotsplit.runtime.address import BrokerAddress
+from iotsplit.runtime.proxy import UP, TcpProxy
 from iotsplit.topics import Topics
 from iotsplit_broker import process
 from iotsplit_broker.checking import check, examination, loads, points, probes
@@ -28,7 +29,6 @@ from iotsplit_broker.process import Broker, Kind, start
 from iotsplit_broker.settings import BrokerSettings
 from tests.broker.conftest import StartBroker
 from tests.mqtt_packets import PUBLISH, Stream
-from tests.proxy import UP, TcpProxy
 from tests.quotas import Meter
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]

@@ -7,10 +7,10 @@ import pytest
 
 from iotsplit.packet import Packet
 from iotsplit.runtime.mqtt import MqttLink
+from iotsplit.runtime.proxy import TcpProxy
 from iotsplit_broker.configuration.bridge import main
 from tests.broker.conftest import Certificates, StartBroker
 from tests.broker.sites import SECRET, Listener, address_of, users_file
-from tests.proxy import TcpProxy
 from tests.waiting import comes_true
 
 pytestmark = [pytest.mark.slow, pytest.mark.broker]

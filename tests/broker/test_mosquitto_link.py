@@ -10,9 +10,9 @@ from iotsplit.runtime import connection, mqtt
 from iotsplit.runtime.address import BrokerAddress
 from iotsplit.runtime.link import LinkChange
 from iotsplit.runtime.mqtt import MqttLink
+from iotsplit.runtime.proxy import TcpProxy
 from iotsplit_broker.process import Broker, Kind, start
 from tests.broker.conftest import StartBroker
-from tests.proxy import TcpProxy
 from tests.waiting import comes_true
 
 pytestmark = pytest.mark.broker

@@ -12,8 +12,8 @@ from iotsplit.packet import Packet
 from iotsplit.runtime.address import BrokerAddress
 from iotsplit.runtime.link import LinkChange
 from iotsplit.runtime.mqtt import MqttLink
+from iotsplit.runtime.proxy import DOWN, TcpProxy
 from tests.broker.conftest import StartBroker
-from tests.proxy import DOWN, TcpProxy
 from tests.quotas import Enforcer, Service
 from tests.waiting import comes_true
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from iotsplit.runtime.proxy import DOWN, TcpProxy
 from iotsplit.settings import Codec, FleetSettings, TrainingSettings
 from tests.broker.conftest import StartBroker
 from tests.broker.threads import ThreadedFleet
 from tests.flows.real import RealFleet, lay_out, texts_of
-from tests.proxy import DOWN, TcpProxy
 from tests.quotas import SERVICES, Enforcer
 from tests.support import letters_model
 from tests.waiting import comes_true

@@ -8,7 +8,7 @@ from iotsplit.packet import Packet
 from iotsplit.runtime.link import Link, LinkChange
 from iotsplit.runtime.memory import MemoryBroker, MemoryLink
 from iotsplit.runtime.mqtt import BrokerAddress, MqttLink
-from tests.proxy import TcpProxy
+from iotsplit.runtime.proxy import TcpProxy
 
 PATIENCE_S = 20.0
 

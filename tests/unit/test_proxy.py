@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.proxy import BURST_S, PIECE_BYTES, Channel, TcpProxy
+from iotsplit.runtime.proxy import BURST_S, PIECE_BYTES, Channel, TcpProxy
 from tests.waiting import comes_true
 
 MILLION = 1_000_000.0

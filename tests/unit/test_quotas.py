@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from iotsplit.limits import PROFILES
 from iotsplit.packet import Packet
 from iotsplit.runtime.pace import size_of
+from iotsplit.runtime.proxy import DOWN, UP
 from tests import mqtt_packets as mqtt
 from tests.mqtt_packets import MalformedError, Publish, Raw, Stream
-from tests.proxy import DOWN, UP
 from tests.quotas import SERVICES, Meter, Quota, Service
 
 topics = st.text(st.characters(exclude_characters="#+\0", exclude_categories=["Cs"]), min_size=1, max_size=40)

@@ -95,6 +95,7 @@ def test_what_cannot_fit_is_left_out_and_says_why(
         (["--schemes", "splitlm"], r"scheme 'splitlm' is unknown \(did you mean splitllm\?\)"),
         (["--samples", "many"], "samples 'many' is no number"),
         (["--devices", "0"], "devices 0 is too small"),
+        (["--links", "5,fast"], "links 'fast' is no rate"),
         (["--quick", "--paper"], "two comparisons"),
         (["--resume", "--fresh"], "goes on"),
     ],
@@ -131,6 +132,7 @@ def test_a_comparison_of_real_processes(tmp_path: Path) -> None:
     output = tmp_path / "bench"
     words = [f"--model={model}", f"--data={data}", f"--output={output}", "--devices=2", "--cut=1,3", "--json"]
     words += ["--schemes=sl,fl", "--rounds=1", "--local-steps=2", "--batch-size=2", "--prompts=1"]
+    words += ["--links=20"]
     done = subprocess.run(
         [sys.executable, "-m", "iotsplit", "bench", *words], capture_output=True, text=True, check=False
     )

@@ -57,9 +57,10 @@ def test_cells_come_case_by_case_and_each_has_a_name_of_its_own() -> None:
         partitions=["files", "dirichlet:0.3"],
         samples=[32, ALL],
         devices=[2, 8],
+        links=[0, 5],
         seeds=[0, 1],
     )
-    assert len(cells) == len({cell.name for cell in cells}) == 32
+    assert len(cells) == len({cell.name for cell in cells}) == 64
     assert [cell.scheme for cell in cells[:2]] == [Scheme.SPLITLLM, Scheme.FL]
     assert cells[0].case == cells[1].case
     assert cells[0].name == "files-32-2dev-seed0-splitllm"

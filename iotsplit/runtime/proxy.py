@@ -1,6 +1,6 @@
-"""A TCP proxy in threads, between a client and a broker: a bad link when a test says so.
+"""A TCP proxy in threads, between clients and a broker: a slow or bad link, when somebody wants one.
 
-In user space, so that no test needs rights over the machine's network (netem).
+For comparisons and tests. In user space, so that nobody needs rights over the machine's network (netem).
 """
 
 import contextlib
@@ -177,6 +177,7 @@ class TcpProxy:
             self._pairs = [pair for pair in self._pairs if pair.resume()]
 
     def close(self) -> None:
+        """Break all connections and accept no more."""
         self.cut()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
