@@ -6,6 +6,8 @@ from iotsplit.errors import MalformedMessageError, UsageError
 from iotsplit.messages import (
     Frame,
     Message,
+    Score,
+    Stuck,
     Update,
     decode_content,
     encode_content,
@@ -55,6 +57,10 @@ _SINGLE: dict[str, type[Round | Event | Command]] = {
     "events": Event,
     "command": Command,
 }
+
+
+BROUGHT = Update | Score | Stuck
+"""What is said on the topic of an update; all but updates by devices that hold the whole model."""
 
 
 class Mailbox:
@@ -146,10 +152,7 @@ class Mailbox:
         frame = self._frame(packet, to=self._agent, sender=device, session=session)
         if frame is None:
             return None
-        direct = isinstance(frame.content, Update) or (
-            frame.tier is Tier.DEVICE and frame.to_tier is Tier.CLOUD
-        )
-        if not direct or frame.device != device or frame.tier != tier:
+        if not isinstance(frame.content, BROUGHT) or frame.device != device or frame.tier != tier:
             raise MalformedMessageError("an update that differs from its topic")
         return frame
 

@@ -11,7 +11,7 @@ from iotsplit.options import CommonOptions
 from iotsplit.settings import TrainingSettings, at_least
 
 QUICK_TRAINING = TrainingSettings(
-    rounds=2, local_steps=6, target_modules=("all-linear",), learning_rate=1e-3, sequence_length=64
+    rounds=2, local_steps=4, target_modules=("all-linear",), learning_rate=1e-3, sequence_length=64
 )
 
 
@@ -58,7 +58,7 @@ class BenchOptions(CommonOptions):
     links: tuple[str, ...] = ("none",)
     seeds: tuple[int, ...] = (0,)
     held_out: int = 6
-    prompts: int = 2
+    prompts: int = 1
     threads: int = 1
     gradient_checkpointing: bool = False
     ignore_memory: bool = False

@@ -12,6 +12,7 @@ from iotsplit.bench import comparison, plots, running
 from iotsplit.bench.choices import BenchOptions, PaperOptions
 from iotsplit.errors import RunFailedError, UsageError
 from iotsplit.fleet.launcher import interruptible
+from iotsplit.fleet.output import Output
 from iotsplit.fleet.run import INTERRUPTED, console_for
 from iotsplit.options import parse
 from iotsplit.runtime import files
@@ -30,9 +31,12 @@ def main(words: Sequence[str]) -> int:
     options: BenchOptions = parse(spec, words, name="iotsplit bench", examples=EXAMPLES)
     console = console_for(options)
     output = options.output
+    plots.check()
+    if options.resume and not (output / PLAN).exists():
+        raise UsageError(f"{output} holds no comparison to go on with", fix="leave out --resume")
     try:
-        with interruptible(), files.writing(output):
-            options = _claim(options)
+        with interruptible(), Output(output).claimed():
+            options = _plan(options)
             outcomes = comparison.run(options, console)
     except KeyboardInterrupt:
         console.print(f"stopped; iotsplit bench --resume --output {output} goes on with the next cell")
@@ -42,18 +46,15 @@ def main(words: Sequence[str]) -> int:
     return 0 if all(each.state == "done" for each in outcomes) else RunFailedError.exit_code
 
 
-def _claim(options: BenchOptions) -> BenchOptions:
+def _plan(options: BenchOptions) -> BenchOptions:
     """Write down what is compared, or find it: one directory holds one comparison.
 
     Raises:
-        UsageError: it holds another one, or none to go on with.
+        UsageError: it holds another one.
     """
-    plots.check()
     plan, output = options.output / PLAN, options.output
     earlier = _plan_in(plan)
-    if options.resume:
-        if earlier is None:
-            raise UsageError(f"{output} holds no comparison to go on with", fix="leave out --resume")
+    if options.resume and earlier is not None:
         return replace(earlier, output=output, json=options.json, verbose=options.verbose)
     mine = replace(options, resume=False, fresh=False, json=False, verbose=False, quick=False, paper=False)
     mine = replace(mine, config=None, output=Path())
@@ -62,7 +63,6 @@ def _claim(options: BenchOptions) -> BenchOptions:
             f"{output} holds another comparison",
             fix="go on with it by --resume, start over by --fresh, or choose another --output",
         )
-    output.mkdir(parents=True, exist_ok=True)
     if options.fresh:
         for cell in (output / "cells").glob("*/" + running.RESULT):
             cell.unlink()

@@ -128,6 +128,7 @@ def _outcome(cell: Cell, options: BenchOptions, grounds: Grounds) -> Outcome:
         data=together if placement.pooled else apart,
         words=tuple(words),
         imports=grounds.imports,
+        table=grounds.model.vocabulary * grounds.model.width,
     )
     outcome = running.run(job)
     outcome.needed = expected
@@ -197,7 +198,7 @@ def _show(options: BenchOptions, outcomes: Sequence[Outcome], console: Console) 
 def _table(setting: Case, schemes: Mapping[Scheme, Sequence[Outcome]]) -> Table:
     table = Table(title=str(setting), title_justify="left", box=None, pad_edge=False, header_style="bold")
     for place_, heading in enumerate(("scheme", *(column.title for column in tables.COLUMNS))):
-        table.add_column(heading, justify="right" if place_ else "left", no_wrap=True)
+        table.add_column(heading, justify="right" if place_ else "left", overflow="fold")
     for row in tables.rows_of(schemes):
         table.add_row(*row)
     return table

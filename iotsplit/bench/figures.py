@@ -1,5 +1,6 @@
 """What a run came to, from its report and its metrics. Pure."""
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -73,7 +74,12 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def figures_of(
-    report: Mapping[str, Any], metrics: Iterable[Metrics], placement: Placement, imports: Mapping[str, int]
+    report: Mapping[str, Any],
+    metrics: Iterable[Metrics],
+    placement: Placement,
+    *,
+    imports: Mapping[str, int],
+    table: int,
 ) -> Figures:
     """Add up a finished run.
 
@@ -82,8 +88,10 @@ def figures_of(
         metrics: the lines of its ``metrics.jsonl``.
         placement: who ran what.
         imports: bytes that an agent of each tier takes before it has a model.
+        table: values of the embedding: without a head it stays in its file, and its pages come and go.
     """
     training = placement.training
+    inert = {Tier.DEVICE: 0 if training.labels is Labels.DEVICE else table}
     hops = {hop: _hop(report["rounds"], hop) for hop in HOPS}
     networks = [hop for hop in HOPS if not (hop == "edge_cloud" and placement.server_hop)]
     moved = sum(hops[hop][way] for hop in networks for way in ("up", "down"))
@@ -91,7 +99,16 @@ def figures_of(
     seconds = sum(row["wall_s"] for row in report["rounds"])
     curve = _curve([each for each in metrics if _tells(each, training)], moved)
     return Figures(
-        tiers={str(tier): _largest(agents, tier, placement, imports) for tier in Tier if _of(agents, tier)},
+        tiers={
+            str(tier): _taken_apart(
+                max(_of(agents, tier), key=lambda each: each["peak_rss_bytes"] or 0),
+                placement,
+                imports=imports.get(tier, 0),
+                inert=inert.get(tier, 0),
+            )
+            for tier in Tier
+            if _of(agents, tier)
+        },
         peaks={
             "devices": sum(each["peak_rss_bytes"] or 0 for each in _of(agents, Tier.DEVICE)),
             "servers": sum(
@@ -113,19 +130,20 @@ def _of(agents: Sequence[Mapping[str, Any]], tier: Tier) -> list[Mapping[str, An
     return [each for each in agents if each["role"] == tier]
 
 
-def _largest(
-    agents: Sequence[Mapping[str, Any]], tier: Tier, placement: Placement, imports: Mapping[str, int]
-) -> Memory:
-    row = max(_of(agents, tier), key=lambda each: each["peak_rss_bytes"] or 0)
-    peak = row["peak_rss_bytes"] or 0
-    known = min(peak, imports.get(tier, 0))
-    weights = min(peak - known, row["part_parameters"] * BYTES_OF[placement.training.base_dtype])
-    sessions = sessions_of(placement) if tier is Tier.EDGE else 1
-    optimizer = min(
-        peak - known - weights, optimizer_bytes(row["trainable_parameters"], placement.training) * sessions
-    )
-    rest = peak - known - weights - optimizer
-    return Memory(imports=known, weights=weights, optimizer=optimizer, activations=rest)
+def _taken_apart(row: Mapping[str, Any], placement: Placement, *, imports: int, inert: int) -> Memory:
+    """An agent's peak; what is expected of each part, as long as something is left."""
+    training = placement.training
+    left = row["peak_rss_bytes"] or 0
+    sessions = sessions_of(placement) if row["role"] == Tier.EDGE else 1
+    parts = {
+        "imports": imports,
+        "weights": (row["part_parameters"] - inert) * BYTES_OF[training.base_dtype],
+        "optimizer": optimizer_bytes(row["trainable_parameters"], training) * sessions,
+    }
+    for name, expected in parts.items():
+        parts[name] = max(0, min(left, expected))
+        left -= parts[name]
+    return Memory(**parts, activations=left)
 
 
 def sessions_of(placement: Placement) -> int:
@@ -172,8 +190,12 @@ def _curve(steps: Sequence[Metrics], moved: int) -> list[Point]:
     return points
 
 
-def spread(values: Sequence[float]) -> str:
-    """Median, and least to most where there are several."""
-    ordered = sorted(values)
-    middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
-    return f"{middle:.4g}" if len(ordered) == 1 else f"{middle:.4g} ({ordered[0]:.4g} to {ordered[-1]:.4g})"
+def spread(values: Sequence[float], form: str) -> str:
+    """Median, and least to most where there are several.
+
+    Args:
+        values: at least one.
+        form: how a number is written.
+    """
+    least, most = f"{min(values):{form}}", f"{max(values):{form}}"
+    return f"{statistics.median(values):{form}}" + (f" ({least} to {most})" if len(values) > 1 else "")

@@ -51,6 +51,7 @@ class Job:
         data: folder with a file for each device.
         words: more of `iotsplit run`.
         imports: bytes of an agent before it has a model, by tier.
+        table: values of the model's embedding.
     """
 
     cell: Cell
@@ -59,6 +60,7 @@ class Job:
     data: Path
     words: tuple[str, ...]
     imports: Mapping[str, int]
+    table: int
 
 
 def earlier(directory: Path) -> Outcome | None:
@@ -97,7 +99,7 @@ def run(job: Job) -> Outcome:
         outcome.reason = f"iotsplit run ended with exit code {code}: {_last_line(log)}"
         return outcome
     lines = list(_lines(output.root / "metrics.jsonl"))
-    outcome.figures = figures_of(output.report(), lines, job.placement, job.imports)
+    outcome.figures = figures_of(output.report(), lines, job.placement, imports=job.imports, table=job.table)
     outcome.state = "done"
     shutil.rmtree(output.root / "state", ignore_errors=True)  # nothing goes on from here
     return outcome

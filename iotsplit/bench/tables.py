@@ -2,6 +2,7 @@
 
 import csv
 import io
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,12 +21,12 @@ class Column:
     Args:
         title: at its head.
         of: takes it out of a cell's figures; none if there is none.
-        is_less_better: whether the smallest is the best.
+        form: how it is written.
     """
 
     title: str
     of: Callable[[Figures], float | None]
-    is_less_better: bool = True
+    form: str = ".0f"
 
 
 def _exact(figures: Figures) -> float | None:
@@ -33,14 +34,14 @@ def _exact(figures: Figures) -> float | None:
 
 
 COLUMNS = (
-    Column(title="device MB", of=lambda f: f.tiers["device"].total / MB),
+    Column(title="device MB", of=lambda f: f.tiers["device"].total / MB or None),
     Column(title="servers MB", of=lambda f: f.peaks["servers"] / MB),
     Column(title="all MB", of=lambda f: (f.peaks["servers"] + f.peaks["devices"]) / MB),
-    Column(title="moved MB", of=lambda f: f.network_bytes / MB),
-    Column(title="s per round", of=lambda f: f.round_s),
-    Column(title="loss", of=lambda f: f.after.get("loss")),
-    Column(title="perplexity", of=lambda f: f.after.get("perplexity")),
-    Column(title="exact", of=_exact, is_less_better=False),
+    Column(title="moved MB", of=lambda f: f.network_bytes / MB, form=".1f"),
+    Column(title="s per round", of=lambda f: f.round_s, form=".1f"),
+    Column(title="loss", of=lambda f: f.after.get("loss"), form=".3f"),
+    Column(title="ppl", of=lambda f: f.after.get("perplexity"), form=".2f"),
+    Column(title="exact", of=_exact, form=".0%"),
 )
 """Of the table that everybody sees first. MB are of 10^6 bytes, peaks at once of all processes of a kind."""
 
@@ -67,7 +68,7 @@ def rows_of(schemes: Mapping[Scheme, Sequence[Outcome]]) -> list[list[str]]:
 
 def _cell(column: Column, done: Sequence[Figures]) -> str:
     values = [value for value in map(column.of, done) if value is not None]
-    return spread(values) if values else "-"
+    return spread(values, column.form) if values else "-"
 
 
 def to_csv(outcomes: Sequence[Outcome]) -> str:
@@ -156,5 +157,5 @@ BASELINES = (Scheme.FL, Scheme.SL, Scheme.SFL)
 
 
 def _middle(column: Column, done: Sequence[Figures]) -> float:
-    values = sorted(value for value in map(column.of, done) if value is not None)
-    return (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2 if values else float("nan")
+    values = [value for value in map(column.of, done) if value is not None]
+    return statistics.median(values) if values else float("nan")

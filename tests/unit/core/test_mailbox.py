@@ -13,6 +13,8 @@ from iotsplit.messages import (
     Contents,
     Frame,
     Message,
+    Score,
+    Stuck,
     Update,
     Want,
     encode_content,
@@ -173,6 +175,16 @@ HEAD = Head(PROTOCOL_VERSION, "d1", "device", "cloud", 1, 0, 0)
 def test_an_update_that_differs_from_its_topic_is_refused(path: str, content: Contents) -> None:
     with pytest.raises(MalformedMessageError, match="differs from its topic"):
         incoming(path, raw(content, HEAD))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [CONTENTS[6], Stuck(reason="no", unfit=True), Score(loss_sum=1.0, tokens=2, exact=0, sequences=1)],
+)
+def test_a_device_brings_what_it_has_to_the_cloud(content: Contents) -> None:
+    frame = incoming("update/d1/s/device", raw(content, HEAD))
+    assert isinstance(frame, Frame)
+    assert (frame.sender, frame.content) == ("d1", content)
 
 
 def test_another_protocol_version_is_named() -> None:
