@@ -19,6 +19,7 @@ DISK_IS_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 SUMMARIES = {
     "demo": "fine-tune SmolLM2 with four devices and two edges on this machine",
     "run": "start a whole fleet on this machine and train",
+    "bench": "train with five schemes beside each other, and show what each takes",
     "cloud": "run the cloud of a fleet: rounds, head and adapter versions",
     "edge": "run an edge: the middle layers",
     "device": "run a device: the data and the first layers",

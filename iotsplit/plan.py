@@ -31,6 +31,11 @@ class PartPlan:
     head: bool = False  # final norm and language-model head
 
     @property
+    def is_empty(self) -> bool:
+        """Whether the tier has nothing of the model."""
+        return not (self.layers or self.head)
+
+    @property
     def layers(self) -> range:
         """Global indices of the part's layers."""
         return range(self.first, self.end)

@@ -237,7 +237,7 @@ def first_line(options: RunOptions, prepared: Prepared, title: str) -> str:
     """What runs, and what leaves a device."""
     training = options.training
     plans = cut_model(prepared.info.layers, training.cut, training.labels)
-    tiers = " | ".join(f"{tier} {plans[tier]}" for tier in Tier if str(plans[tier]) != "none")
+    tiers = " | ".join(f"{tier} {plans[tier]}" for tier in Tier if not plans[tier].is_empty)
     return (
         f"{title} · {prepared.info.name} ({prepared.info.layers} layers) · {tiers} · LoRA r={training.rank}"
         f" · boundary {training.codec} · {_count(prepared.devices, 'device')}, {_count(prepared.edges, 'edge')}"

@@ -172,7 +172,7 @@ def sizes(part: nn.Module) -> tuple[int, int]:
 
 
 def split(directory: Path, cut: tuple[int, int], labels: Labels, output: Path) -> dict[Tier, Path]:
-    """Write a model's three parts as directories `device`, `edge` and `cloud` of `output`.
+    """Write a model's parts as directories `device`, `edge`, `cloud` of `output`; none for a tier without one.
 
     Raises:
         UsageError: the model cannot be cut so, or a directory is already there.
@@ -180,7 +180,7 @@ def split(directory: Path, cut: tuple[int, int], labels: Labels, output: Path) -
     info = describe(directory)
     if info.part is not None:
         raise UsageError(f"{directory} is itself a part", fix="split the whole model")
-    plans = cut_model(info.layers, cut, labels)
+    plans = {tier: plan for tier, plan in cut_model(info.layers, cut, labels).items() if not plan.is_empty}
     targets = {tier: output / tier.value for tier in plans}
     for target in targets.values():
         if target.exists():

@@ -67,7 +67,7 @@ CASES: list[tuple[str, int, str, str]] = [
     ("run --output=/proc/none", 1, "cannot write /proc/none", "--output"),
     ("split --model={model} --cut=0,3 --output={tmp}/parts", 2, "cut 0,3", "0 < A < B < 5"),
     ("split --model={model} --cut=3,3 --output={tmp}/parts", 2, "cut 3,3", "0 < A < B < 5"),
-    ("split --model={model} --cut=1,5 --output={tmp}/parts", 2, "cut 1,5", "0 < A < B < 5"),
+    ("split --model={model} --cut=1,6 --output={tmp}/parts", 2, "cut 1,6", "0 < A < B < 5"),
     (f"{SPLIT} --model={{tmp}}/bert", 2, "{tmp}/bert is a bert model", "smollm2"),
     (f"{SPLIT} --model={{tmp}}/unconfigured", 2, "{tmp}/unconfigured holds no config.json", "smollm2"),
     (f"{SPLIT} --model={{tmp}}/cut-short", 2, "cut-short/model.safetensors cannot be read", "fetch"),

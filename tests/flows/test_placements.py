@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from iotsplit.packet import Packet
-from iotsplit.plan import Labels
+from iotsplit.plan import Labels, Tier, cut_model
 from iotsplit.settings import Aggregation, Codec, Optimizer, TrainingSettings, UpdateCodec
+from iotsplit.tensors.parts import load_part, split
 from tests.flows.monolith import Monolith
 from tests.support import Fleet, sequences
 
@@ -58,6 +59,16 @@ def test_one_device_trains_as_peft_does(
     alone = Monolith(model, s).train([fleet.batches("a", sequences("a", 9))])
     assert difference(fleet.adapter(), alone) <= 1e-5
     assert difference(fleet.adapter(), fleet.versions[0].tensors()) > 1e-3
+
+
+def test_a_tier_without_a_part_gets_no_directory(model: Path, tmp_path: Path) -> None:
+    whole = split(model, (5, 5), Labels.DEVICE, tmp_path / "whole")
+    assert list(whole) == [Tier.DEVICE]
+    two = split(model, (2, 5), Labels.CLOUD, tmp_path / "two")
+    assert list(two) == list(Tier)
+    head = load_part(two[Tier.CLOUD], cut_model(5, (2, 5), Labels.CLOUD)[Tier.CLOUD])
+    assert len(head.layers) == 0
+    assert head.logits(torch.zeros(3, head.width)).shape == (3, head.vocabulary)
 
 
 @pytest.mark.parametrize(("placement", "edges"), [(TWO_TIERS, 3), (FEDERATED, 0)])

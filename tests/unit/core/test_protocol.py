@@ -17,6 +17,7 @@ from iotsplit.messages import (
     Contents,
     Frame,
     PackedTensor,
+    Score,
     Update,
     Want,
 )
@@ -79,7 +80,8 @@ def test_the_table_has_all_depths_of_all_first_words() -> None:
     ("row", "message"),
     [
         ("lan", frame(Want(wanted="x"))),
-        ("wan", frame(Want(wanted="x"), to_tier=Tier.CLOUD)),
+        ("wan", frame(Want(wanted="x"), tier=Tier.EDGE, to_tier=Tier.CLOUD)),
+        ("update", frame(Score(loss_sum=1.0, tokens=1, exact=0, sequences=1), to_tier=Tier.CLOUD)),
         ("update", frame(Update(tier=Tier.EDGE, tokens=1, tensors=b""), tier=Tier.EDGE)),
     ],
 )
