@@ -7,7 +7,7 @@ again until it has another assignment, so nothing is asked for.
 from collections import Counter
 from collections.abc import Sequence
 
-from iotsplit.errors import MalformedMessageError, PeerError
+from iotsplit.errors import MalformedMessageError, PeerError, TensorRefusedError
 from iotsplit.messages import Frame, Score, Stuck, Update
 from iotsplit.plan import Tier
 from iotsplit.role import Output
@@ -78,6 +78,7 @@ class FederatedRound(TrainingRound):
         if not isinstance(frame.content, Update) or frame.tier is not Tier.DEVICE:
             raise MalformedMessageError(f"a {frame.identity.kind} in a round of whole models")
         try:
+            self._check_tokens(frame.content)
             decoded = self._check(Tier.DEVICE, frame.content, session.assignment)
         except PeerError as error:
             self._refused[frame.device] += 1
@@ -90,6 +91,13 @@ class FederatedRound(TrainingRound):
             self._ledger.apply(session.assignment.session, step)
         self._arrived(session, frame, now)
         return []
+
+    def _check_tokens(self, update: Update) -> None:
+        """Nobody has counted them here, and they are its weight: not more than its steps can have."""
+        s = self._settings
+        most = s.local_steps * s.batch_size * s.sequence_length
+        if update.tokens > most:
+            raise TensorRefusedError(f"an update for {update.tokens} tokens, at most {most} are trained on")
 
     def _expect_step(self, session: CloudSession, now: float) -> None:
         session.expect("update", self._settings.local_steps, 0, now)

@@ -16,12 +16,12 @@ from iotsplit.errors import RunFailedError
 PATIENCE_S = 3600.0
 
 
-def write(model: str, adapter: Path | None, pairs: Sequence[Pair], max_new_tokens: int) -> list[Text]:
+def write(model: str, adapter: Path, pairs: Sequence[Pair], max_new_tokens: int) -> list[Text]:
     """Let the model answer prompts.
 
     Args:
         model: as `--model` names it.
-        adapter: directory of the adapter; none for the model as it is.
+        adapter: directory of the adapter.
         pairs: prompts with their answers.
         max_new_tokens: of each text.
 
@@ -33,10 +33,10 @@ def write(model: str, adapter: Path | None, pairs: Sequence[Pair], max_new_token
     # A line break stands between prompt and completion, as in training.
     request = {
         "model": model,
-        "adapter": str(adapter or ""),
+        "adapter": str(adapter),
         "prompts": [pair.prompt + "\n" for pair in pairs],
         "max_new_tokens": max_new_tokens,
-        "before": adapter is None,
+        "before": False,
     }
     # A process of its own: the whole model's memory is given back, and none of it was ever in a fleet.
     done = subprocess.run(
@@ -51,9 +51,8 @@ def write(model: str, adapter: Path | None, pairs: Sequence[Pair], max_new_token
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise RunFailedError(f"nothing can be written with {adapter}: {last}", fix="look at the run's log")
     found: list[dict[str, str]] = json.loads(done.stdout)
-    when = "before" if adapter is None else "after"
     return [
-        Text(prompt=pair.prompt, wanted=pair.completion.strip(), written=each[when])
+        Text(prompt=pair.prompt, wanted=pair.completion.strip(), written=each["after"])
         for pair, each in zip(pairs, found, strict=True)
     ]
 

@@ -17,7 +17,7 @@ class Request(msgspec.Struct, kw_only=True):
         adapter: directory of the adapter.
         prompts: texts to be continued.
         max_new_tokens: of each continuation.
-        before: whether the model's own continuations are wanted too, or with no adapter alone.
+        before: whether the model's own continuations are wanted too.
     """
 
     model: str
@@ -36,7 +36,7 @@ def main() -> None:
     model = resolve(request.model, cache_directory())
     texts = [{"prompt": prompt} for prompt in request.prompts]
     wanted: dict[str, Path | None] = {"before": None} if request.before else {}
-    wanted |= {"after": Path(request.adapter)} if request.adapter else {}
+    wanted["after"] = Path(request.adapter)
     for when, adapter in wanted.items():
         written = complete(model, adapter, request.prompts, request.max_new_tokens)
         for text, each in zip(texts, written, strict=True):
