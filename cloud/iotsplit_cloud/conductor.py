@@ -213,9 +213,9 @@ class Conductor:
     def _evaluate(self, devices: list[str], edges: list[str], now: float) -> list[Output]:
         # Everyone's held-out data counts, whoever trains in a round.
         settings = self._p.settings
-        pairs = deal(devices, edges, devices_per_edge=None, seed=settings.seed, round_=1)
-        if settings.federated:
-            pairs = dict.fromkeys(devices, NO_EDGE)
+        pairs = dict.fromkeys(devices, NO_EDGE)
+        if not settings.federated:
+            pairs = deal(devices, edges, devices_per_edge=None, seed=settings.seed, round_=1)
         assignments = self._desk.assign(pairs, "evaluate", str(self.round), self._p.library)
         kind = FederatedEvaluation if settings.federated else EvaluationRound
         self.activity = kind(assignments, settings, self._p.tail, now=now)
@@ -224,16 +224,16 @@ class Conductor:
     def _train(self, devices: list[str], edges: list[str], now: float) -> list[Output]:
         self.round += 1
         self.due = self._p.fleet.always_due
-        pairs = deal(
-            devices,
-            edges,
-            devices_per_edge=self._p.fleet.devices_per_edge,
-            rooms=self._p.members.rooms(),
-            seed=self._p.settings.seed,
-            round_=self.round,
-        )
-        if self._p.settings.federated:
-            pairs = dict.fromkeys(devices, NO_EDGE)
+        pairs = dict.fromkeys(devices, NO_EDGE)
+        if not self._p.settings.federated:
+            pairs = deal(
+                devices,
+                edges,
+                devices_per_edge=self._p.fleet.devices_per_edge,
+                rooms=self._p.members.rooms(),
+                seed=self._p.settings.seed,
+                round_=self.round,
+            )
         self._attempt = 0
         self._round_start = self._p.tail.optimizer_state()
         self._p.chronicle.round_started(now)

@@ -4,13 +4,17 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
+from iotsplit.mailbox import Mailbox
+from iotsplit.messages import Frame, Update
 from iotsplit.packet import Packet
 from iotsplit.plan import Labels, Tier, cut_model
 from iotsplit.settings import Aggregation, Codec, Optimizer, TrainingSettings, UpdateCodec
 from iotsplit.tensors.parts import load_part, split
+from iotsplit.topics import Topics
 from tests.flows.monolith import Monolith
 from tests.support import Fleet, sequences
 
@@ -140,3 +144,22 @@ def test_with_momentum_a_version_goes_on_the_way_of_the_last(model: Path) -> Non
     expected = {name: value + 0.5 * (plain[1][name] - plain[0][name]) for name, value in plain[2].items()}
     assert difference(pushed[2], expected) <= 1e-7
     assert difference(pushed[2], plain[2]) > 1e-3
+
+
+def test_a_device_cannot_say_that_it_counts_more_than_its_steps(model: Path) -> None:
+    fleet = Fleet(model, settings(**FEDERATED), {name: sequences(name, 9) for name in "ab"}, edges=0)
+
+    def boast(agent: str, packet: Packet) -> list[Packet]:
+        del agent
+        message = fleet.agents["cloud"].decode(packet) if "/update/a/" in packet.topic else None
+        if not isinstance(message, Frame) or not isinstance(message.content, Update):
+            return [packet]
+        more = msgspec.structs.replace(message.content, tokens=4 * 3 * 16 + 1)
+        said = msgspec.structs.replace(message, content=more)
+        return Mailbox(Topics("test"), "a").outgoing(said)
+
+    fleet.tamper = boast
+    fleet.run()
+    (row,) = fleet.report.rounds
+    assert [each["device"] for each in row["sessions"]] == ["b"]
+    assert "an update for 193 tokens, at most 192" in row["dropped"][0]["reason"]
