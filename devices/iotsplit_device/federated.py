@@ -42,6 +42,12 @@ class Bringing(Asking):
         """Say it soon: it may have been lost with a connection, or with what the cloud was before."""
         self._due = min(self._due, now) if self._due < float("inf") else self._due
 
+    def reassign(self, assignment: Assignment, now: float) -> list[Output]:
+        """Go on under another epoch, and say under it what was brought."""
+        said = super().reassign(assignment, now)
+        self.hurry(now)
+        return said
+
     def bring(self, content: Score | Stuck, step: int = 0) -> list[Output]:
         """Say something to the cloud from now on."""
         self._due = float("-inf")
@@ -50,12 +56,6 @@ class Bringing(Asking):
 
 class WholeTraining(Bringing, Training):
     """Local steps of one round on the device alone."""
-
-    def reassign(self, assignment: Assignment, now: float) -> list[Output]:
-        """Go on under a new epoch, or end early."""
-        said = super().reassign(assignment, now)
-        self.hurry(now)
-        return said
 
     def work(self, now: float) -> list[Output]:
         """Train on the next micro-batch, and step behind the last."""
@@ -85,12 +85,6 @@ class WholeEvaluation(Bringing, Evaluation):
     ) -> None:
         super().__init__(assignment, settings, work, turns)
         self._sums = Score(loss_sum=0.0, tokens=0, exact=0, sequences=0)
-
-    def reassign(self, assignment: Assignment, now: float) -> list[Output]:
-        """Go on under a new epoch."""
-        said = super().reassign(assignment, now)
-        self.hurry(now)
-        return said
 
     def work(self, now: float) -> list[Output]:
         """Score the next micro-batch."""

@@ -90,6 +90,12 @@ class Asking:
         """Ask for everything at once: it may have been lost with a connection."""
         self.awaited.hurry(now)
 
+    def reassign(self, assignment: Assignment, now: float) -> list[Output]:
+        """Go on under another epoch."""
+        del now
+        self.backup.reassign(assignment)
+        return []
+
 
 class Training(Asking):
     """Local steps of one round: batches up, gradients down, at last the device's LoRA to the cloud."""
@@ -123,9 +129,8 @@ class Training(Asking):
 
     def reassign(self, assignment: Assignment, now: float) -> list[Output]:
         """Go on at another edge, which will say from where; or end where the others left us behind."""
-        del now
         was_over = self._is_over
-        self.backup.reassign(assignment)
+        super().reassign(assignment, now)
         if self._step > assignment.steps:
             return self._rewind(assignment.steps)
         return self._finish() if self._is_over and not was_over else []
@@ -334,9 +339,8 @@ class Evaluation(Asking):
 
     def reassign(self, assignment: Assignment, now: float) -> list[Output]:
         """Go on at another edge, which knows nothing of what is under way."""
-        self.backup.reassign(assignment)
-        self.awaited.hurry(now)
-        return []
+        self.hurry(now)
+        return super().reassign(assignment, now)
 
     def work(self, now: float) -> list[Output]:
         """Send the next micro-batch up."""

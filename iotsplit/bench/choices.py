@@ -5,6 +5,7 @@ from pathlib import Path
 
 from iotsplit.bench.cells import ALL, NO_LIMIT, Cell, grid
 from iotsplit.bench.schemes import Scheme
+from iotsplit.datasets import partition
 from iotsplit.errors import UsageError
 from iotsplit.flags import suggest
 from iotsplit.options import CommonOptions
@@ -73,7 +74,7 @@ class BenchOptions(CommonOptions):
         Raises:
             UsageError: a scheme or number is none.
         """
-        for name, check in {"schemes": _check_scheme, "samples": _check_amount, "links": _check_link}.items():
+        for name, check in _CHECKS.items():
             for each in getattr(self, name):
                 check(each)
         for name in ("schemes", "partitions", "samples", "devices", "links", "seeds"):
@@ -123,6 +124,14 @@ def _check_link(link: str) -> None:
         rate = 0.0
     if not 0 < rate < float("inf"):
         raise UsageError(f"links {link!r} is no rate", fix="use Mbit/s such as 1,5,20, or none")
+
+
+_CHECKS = {
+    "schemes": _check_scheme,
+    "partitions": partition.check,
+    "samples": _check_amount,
+    "links": _check_link,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,9 @@ from iotsplit.bench.outcomes import Outcome
 from iotsplit.bench.page import Section, page
 from iotsplit.bench.running import Job
 from iotsplit.bench.schemes import Scheme, place
+from iotsplit.datasets import partition
 from iotsplit.datasets.records import Pair
-from iotsplit.errors import UserError
+from iotsplit.errors import UsageError, UserError
 from iotsplit.runtime import files
 
 MB, GB = 1e6, 1e9
@@ -78,6 +79,7 @@ def _grounds(options: BenchOptions) -> Grounds:
     from iotsplit.tensors import adapters  # noqa: PLC0415 - needs torch
     from iotsplit.tensors.models import describe, resolve  # noqa: PLC0415 - needs torch
 
+    partition.load(options.data, devices=1, partition="iid", columns=options.columns)  # that it can be read
     path = resolve(options.model, cache_directory()).absolute()
     info = describe(path)
     shapes = adapters.shapes(path, options.training)
@@ -111,13 +113,11 @@ def _outcome(cell: Cell, options: BenchOptions, grounds: Grounds) -> Outcome:
             "use fewer --devices, or try all the same with --ignore-memory"
         )
         return outcome
-    shares = dealing.deal(
-        options.data,
-        cell.case,
-        columns=options.columns,
-        sequence_length=training.sequence_length,
-        held_out=options.held_out,
-    )
+    try:
+        shares = _dealt(cell.case, options)
+    except UsageError as error:  # too little for so many devices, for example: other cases have fewer
+        outcome.state, outcome.reason = "failed", str(error)
+        return outcome
     apart, together = dealing.write(options.output / "data" / cell.case.name, shares)
     words = [f"--model={grounds.path}", f"--threads={options.threads}"]
     words += ["--gradient-checkpointing"] if options.gradient_checkpointing else []
@@ -135,6 +135,16 @@ def _outcome(cell: Cell, options: BenchOptions, grounds: Grounds) -> Outcome:
     if outcome.state == "done":
         _let_write(outcome, job, dealing.asked(shares, options.prompts), str(grounds.path))
     return outcome
+
+
+def _dealt(case: Case, options: BenchOptions) -> dealing.Shares:
+    return dealing.deal(
+        options.data,
+        case,
+        columns=options.columns,
+        sequence_length=options.training.sequence_length,
+        held_out=options.held_out,
+    )
 
 
 def _let_write(outcome: Outcome, job: Job, pairs: Sequence[Pair], model: str) -> None:

@@ -2,16 +2,14 @@
 
 import importlib
 import importlib.util
-import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from iotsplit.bench.outcomes import Text
 from iotsplit.datasets.records import Pair
-from iotsplit.errors import RunFailedError
+from iotsplit.fleet import completions
+from iotsplit.fleet.completions import Request
 
 PATIENCE_S = 3600.0
 
@@ -31,26 +29,14 @@ def write(model: str, adapter: Path, pairs: Sequence[Pair], max_new_tokens: int)
     if not pairs:
         return []
     # A line break stands between prompt and completion, as in training.
-    request = {
-        "model": model,
-        "adapter": str(adapter),
-        "prompts": [pair.prompt + "\n" for pair in pairs],
-        "max_new_tokens": max_new_tokens,
-        "before": False,
-    }
-    # A process of its own: the whole model's memory is given back, and none of it was ever in a fleet.
-    done = subprocess.run(
-        [sys.executable, "-m", "iotsplit.fleet.completions"],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
+    request = Request(
+        model=model,
+        adapter=str(adapter),
+        prompts=[pair.prompt + "\n" for pair in pairs],
+        max_new_tokens=max_new_tokens,
+        before=False,
     )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise RunFailedError(f"nothing can be written with {adapter}: {last}", fix="look at the run's log")
-    found: list[dict[str, str]] = json.loads(done.stdout)
+    found = completions.write(request, patience_s=PATIENCE_S)
     return [
         Text(prompt=pair.prompt, wanted=pair.completion.strip(), written=each["after"])
         for pair, each in zip(pairs, found, strict=True)

@@ -76,7 +76,7 @@ def deal(
         raise UsageError(f"{devices} devices cannot train", fix="use 1 device or more")
     if partition == "files":
         return _by_files(named, devices)
-    concentration = None if partition == "iid" else _concentration(partition)
+    concentration = _concentration(partition)
     classes = _cut_all(named, devices)
     total = sum(map(len, classes))
     if total < devices:
@@ -89,6 +89,16 @@ def deal(
         hands = _skewed(classes, devices, concentration, seed)
     width = len(str(devices))
     return {f"device-{n:0{width}}": hand for n, hand in enumerate(hands, start=1)}
+
+
+def check(partition: str) -> None:
+    """Refuse a name that says nothing about how to deal.
+
+    Raises:
+        UsageError: the partition is unknown.
+    """
+    if partition != "files":
+        _concentration(partition)
 
 
 def _groups_at(path: Path, columns: tuple[str, ...]) -> dict[str, list[Record]]:
@@ -117,7 +127,10 @@ def _by_files(groups: Groups, devices: int) -> dict[str, list[Record]]:
     }
 
 
-def _concentration(partition: str) -> float:
+def _concentration(partition: str) -> float | None:
+    """Of a Dirichlet distribution; None to deal evenly."""
+    if partition == "iid":
+        return None
     kind, _, number = partition.partition(":")
     try:
         value = float(number)

@@ -1,11 +1,13 @@
 """Writes before and after an adapter, as a process: a request as JSON on stdin, the texts on stdout."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 import msgspec
 
+from iotsplit.errors import RunFailedError
 from iotsplit.runtime.serve import cache_directory
 
 
@@ -25,6 +27,36 @@ class Request(msgspec.Struct, kw_only=True):
     prompts: list[str]
     max_new_tokens: int
     before: bool = True
+
+
+def write(request: Request, *, patience_s: float) -> list[dict[str, str]]:
+    """Let a process of its own write: the whole model's memory is given back, and none of it is in a fleet.
+
+    Args:
+        request: what to write.
+        patience_s: for how long to wait.
+
+    Returns:
+        for each prompt `prompt`, `after`, and `before` where that is wanted.
+
+    Raises:
+        RunFailedError: the model cannot be loaded with the adapter, or it takes too long.
+    """
+    words = [sys.executable, "-m", "iotsplit.fleet.completions"]
+    try:
+        done = subprocess.run(
+            words, input=msgspec.json.encode(request), capture_output=True, timeout=patience_s, check=True
+        )
+    except subprocess.TimeoutExpired:
+        reason = f"it has taken longer than {patience_s:.0f} s"
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.decode(errors="replace").strip().splitlines()
+        reason = said[-1] if said else "it said nothing"
+    else:
+        return msgspec.json.decode(done.stdout, type=list[dict[str, str]])
+    raise RunFailedError(
+        f"nothing can be written with {request.adapter}: {reason}", fix="look at the run's log"
+    )
 
 
 def main() -> None:

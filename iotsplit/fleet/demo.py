@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,8 +10,10 @@ from typing import Any
 from rich.console import Console
 
 from iotsplit.datasets.records import Pair, Record, read, write_jsonl
+from iotsplit.errors import RunFailedError
 from iotsplit.fleet import run as fleet
 from iotsplit.fleet import summary
+from iotsplit.fleet.completions import Request, write
 from iotsplit.fleet.launcher import interruptible
 from iotsplit.fleet.output import Output
 from iotsplit.options import parse
@@ -87,26 +88,18 @@ def _held_out(output: Output) -> list[Pair]:
 def _completions(options: DemoOptions, prompts: Sequence[str], console: Console) -> list[dict[str, str]]:
     if not prompts:
         return []
-    request = {
-        "model": options.model,
-        "adapter": str(options.output / "adapter"),
-        "prompts": prompts,
-        "max_new_tokens": COMPLETION_TOKENS,
-    }
-    with console.status("writing with the new adapter"):
-        # A process of its own: the whole model's memory is given back, and none of it was ever in the fleet.
-        done = subprocess.run(
-            [sys.executable, "-m", "iotsplit.fleet.completions"],
-            input=json.dumps(request),
-            capture_output=True,
-            text=True,
-            timeout=COMPLETION_S,
-            check=False,
-        )
-    if done.returncode:
-        console.print(f"no completions: {done.stderr.strip().splitlines()[-1:]}", markup=False)
+    request = Request(
+        model=options.model,
+        adapter=str(options.output / "adapter"),
+        prompts=list(prompts),
+        max_new_tokens=COMPLETION_TOKENS,
+    )
+    try:
+        with console.status("writing with the new adapter"):
+            found = write(request, patience_s=COMPLETION_S)
+    except RunFailedError as error:
+        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
         return []
-    found: list[dict[str, str]] = json.loads(done.stdout)
     for each in found:
         lines = [f"  {when:<8}{' '.join(each[when].split())}" for when in ("before", "after")]
         for line in (each["prompt"].strip(), *lines):

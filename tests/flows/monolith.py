@@ -2,15 +2,41 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from iotsplit.settings import Aggregation, BaseDtype, TrainingSettings
+from iotsplit.settings import Aggregation, BaseDtype, Codec, TrainingSettings, UpdateCodec
 from iotsplit.tensors import adapters
 from iotsplit.tensors.frozen import FrozenLinear
 from iotsplit_device.batches import Batches, MicroBatch
+
+
+def settings(**changes: Any) -> TrainingSettings:
+    """Small, and exact on the wire."""
+    plain: dict[str, Any] = {
+        "rounds": 1,
+        "local_steps": 4,
+        "batch_size": 3,
+        "micro_batches": 1,
+        "sequence_length": 16,
+        "cut": (1, 3),
+        "codec": Codec.FP32,
+        "update_codec": UpdateCodec.FP32,
+        "rank": 2,
+        "alpha": 4.0,
+        "learning_rate": 1e-2,
+        "target_modules": ("q_proj", "v_proj", "down_proj"),
+    }
+    return TrainingSettings(**(plain | changes))
+
+
+def difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    """The largest of any value."""
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
 
 
 class Monolith:

@@ -1,40 +1,16 @@
 """The fleet computes what one machine computes."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from iotsplit.plan import Labels
-from iotsplit.settings import Aggregation, BaseDtype, Codec, Optimizer, TrainingSettings, UpdateCodec
-from tests.flows.monolith import Monolith
+from iotsplit.settings import Aggregation, BaseDtype, Optimizer, UpdateCodec
+from tests.flows.monolith import Monolith, difference, settings
 from tests.support import Fleet, sequences
 
 pytestmark = pytest.mark.slow
-
-
-def settings(**changes: Any) -> TrainingSettings:
-    plain: dict[str, Any] = {
-        "rounds": 1,
-        "local_steps": 4,
-        "batch_size": 3,
-        "micro_batches": 1,
-        "sequence_length": 16,
-        "cut": (1, 3),
-        "codec": Codec.FP32,
-        "update_codec": UpdateCodec.FP32,
-        "rank": 2,
-        "alpha": 4.0,
-        "learning_rate": 1e-2,
-        "target_modules": ("q_proj", "v_proj", "down_proj"),
-    }
-    return TrainingSettings(**(plain | changes))
-
-
-def difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
-    assert ours.keys() == theirs.keys()
-    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
 
 
 def moved(fleet: Fleet) -> float:

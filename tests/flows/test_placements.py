@@ -12,38 +12,16 @@ from iotsplit.mailbox import Mailbox
 from iotsplit.messages import Frame, Update
 from iotsplit.packet import Packet
 from iotsplit.plan import Labels, Tier, cut_model
-from iotsplit.settings import Aggregation, Codec, Optimizer, TrainingSettings, UpdateCodec
+from iotsplit.settings import Aggregation, Optimizer, TrainingSettings
 from iotsplit.tensors.parts import load_part, split
 from iotsplit.topics import Topics
-from tests.flows.monolith import Monolith
+from tests.flows.monolith import Monolith, difference, settings
 from tests.support import Fleet, sequences
 
 pytestmark = pytest.mark.slow
 
-TWO_TIERS = {"cut": (2, 5)}
-FEDERATED = {"cut": (5, 5), "labels": Labels.DEVICE}
-
-
-def settings(**changes: Any) -> TrainingSettings:
-    plain: dict[str, Any] = {
-        "rounds": 1,
-        "local_steps": 4,
-        "batch_size": 3,
-        "micro_batches": 3,
-        "sequence_length": 16,
-        "codec": Codec.FP32,
-        "update_codec": UpdateCodec.FP32,
-        "rank": 2,
-        "alpha": 4.0,
-        "learning_rate": 1e-2,
-        "target_modules": ("q_proj", "v_proj", "down_proj"),
-    }
-    return TrainingSettings(**(plain | changes))
-
-
-def difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
-    assert ours.keys() == theirs.keys()
-    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+TWO_TIERS = {"cut": (2, 5), "micro_batches": 3}
+FEDERATED = {"cut": (5, 5), "labels": Labels.DEVICE, "micro_batches": 3}
 
 
 def trained(model: Path, s: TrainingSettings, names: str, *, edges: int = 0) -> Fleet:

@@ -61,6 +61,21 @@ def test_a_cell_that_fails_is_named_and_the_others_go_on(
     assert [job.cell.scheme for job in runs] == ["fl"]
 
 
+def test_a_case_whose_data_cannot_be_dealt_is_named_and_the_others_go_on(
+    runs: list[Job], tmp_path: Path, capsys: Capture
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("press", "pump"):
+        (data / f"{name}.txt").write_text("".join(f"line {at}\n" for at in range(400)))
+    words = ["--output", str(tmp_path / "b"), "--devices", "3,2", "--schemes", "sl", "--data", str(data)]
+    assert command.main(words) == 1
+    assert [job.cell.case.devices for job in runs] == [2]
+    said = capsys.readouterr().out
+    assert "1/2 files-all-3dev-seed0-sl: failed: 2 files or groups are too few for 3 devices; use fewer" in said
+    assert "2/2 files-all-2dev-seed0-sl: held-out loss" in said
+
+
 def test_resume_goes_on_with_what_the_directory_holds(runs: list[Job], tmp_path: Path) -> None:
     output = str(tmp_path / "b")
     command.main(["--output", output, "--schemes", "fl,sl", "--devices", "2", "--rounds", "7"])
@@ -93,6 +108,8 @@ def test_what_cannot_fit_is_left_out_and_says_why(
     ("words", "says"),
     [
         (["--schemes", "splitlm"], r"scheme 'splitlm' is unknown \(did you mean splitllm\?\)"),
+        (["--partitions", "fils"], "partition 'fils' is unknown"),
+        (["--data", "nowhere"], "there is no data at 'nowhere'"),
         (["--samples", "many"], "samples 'many' is no number"),
         (["--devices", "0"], "devices 0 is too small"),
         (["--links", "5,fast"], "links 'fast' is no rate"),
@@ -100,9 +117,9 @@ def test_what_cannot_fit_is_left_out_and_says_why(
         (["--resume", "--fresh"], "goes on"),
     ],
 )
-def test_what_is_no_comparison_is_refused(words: list[str], says: str) -> None:
+def test_what_is_no_comparison_is_refused(words: list[str], says: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=says):
-        command.main(words)
+        command.main([*words, "--output", str(tmp_path / "b")])
 
 
 def test_a_paper_has_more_of_everything() -> None:
