@@ -26,6 +26,7 @@ from iotsplit_cloud.desk import AGAIN, Desk
 from iotsplit_cloud.evaluation import EvaluationRound
 from iotsplit_cloud.federated import FederatedEvaluation, FederatedRound
 from iotsplit_cloud.journal import CarriedSession, RoundCheckpoint, RoundState
+from iotsplit_cloud.lockstep import LockstepRound
 from iotsplit_cloud.members import Members
 from iotsplit_cloud.records import Milestone
 from iotsplit_cloud.tail import Tail
@@ -163,7 +164,7 @@ class Conductor:
 
     def hear(self, metrics: Metrics, now: float) -> None:
         """Take what an agent tells of its work."""
-        if isinstance(self.activity, FederatedRound):
+        if isinstance(self.activity, TrainingRound):
             self.activity.hear(metrics, now)
 
     def hurry(self, now: float) -> None:
@@ -255,7 +256,7 @@ class Conductor:
             check=self._p.library.check,
             to_start=self._to_round_start,
         )
-        kind = FederatedRound if self._p.settings.federated else TrainingRound
+        kind = FederatedRound if self._p.settings.federated else LockstepRound
         return kind(assignments, self._p.settings, equipment, now=now)
 
     def _to_round_start(self) -> None:

@@ -32,8 +32,6 @@ class FederatedRound(TrainingRound):
         equipment: the tail, which is empty, and what belongs to it.
     """
 
-    can_carry = False
-
     def __init__(
         self,
         assignments: dict[str, Assignment],
@@ -46,6 +44,19 @@ class FederatedRound(TrainingRound):
         self._losses: dict[str, dict[int, float]] = {device: {} for device in assignments}
         super().__init__(assignments, settings, equipment, now=now)
         self.step = settings.local_steps
+        for session in self.sessions.values():
+            session.expect("update", self.step, 0, now)
+
+    def handle(self, frame: Frame, now: float) -> list[Output]:
+        """Take a frame of one of the round's sessions."""
+        session = self._session_of(frame)
+        if session is None:
+            return []
+        if isinstance(frame.content, Stuck):
+            session.unfit = frame.content.reason
+        elif frame.identity in session.awaited and not session.unfit:
+            self._take(session, frame, now)
+        return []
 
     def hear(self, metrics: Metrics, now: float) -> None:
         """Note what a device tells of its steps: losses for the report, and that it gets on."""
@@ -68,13 +79,7 @@ class FederatedRound(TrainingRound):
         del saved, now
         return []
 
-    def _reply(self, session: CloudSession, frame: Frame, now: float) -> list[Output]:
-        del now
-        if isinstance(frame.content, Stuck):
-            session.unfit = frame.content.reason
-        return []
-
-    def _take(self, session: CloudSession, frame: Frame, now: float) -> list[Output]:
+    def _take(self, session: CloudSession, frame: Frame, now: float) -> None:
         if not isinstance(frame.content, Update) or frame.tier is not Tier.DEVICE:
             raise MalformedMessageError(f"a {frame.identity.kind} in a round of whole models")
         try:
@@ -90,7 +95,6 @@ class FederatedRound(TrainingRound):
         for step in range(self._settings.local_steps):
             self._ledger.apply(session.assignment.session, step)
         self._arrived(session, frame, now)
-        return []
 
     def _check_tokens(self, update: Update) -> None:
         """Nobody has counted them here, and they are its weight: not more than its steps can have."""
@@ -98,9 +102,6 @@ class FederatedRound(TrainingRound):
         most = s.local_steps * s.batch_size * s.sequence_length
         if update.tokens > most:
             raise TensorRefusedError(f"an update for {update.tokens} tokens, at most {most} are trained on")
-
-    def _expect_step(self, session: CloudSession, now: float) -> None:
-        session.expect("update", self._settings.local_steps, 0, now)
 
 
 class FederatedEvaluation(EvaluationRound):

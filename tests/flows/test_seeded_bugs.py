@@ -13,8 +13,8 @@ from iotsplit.messages import Frame
 from iotsplit.plan import Tier
 from iotsplit.role import Output
 from iotsplit.session import Backup
+from iotsplit_cloud.lockstep import LockstepRound
 from iotsplit_cloud.sessions import CloudSession
-from iotsplit_cloud.training import TrainingRound
 from iotsplit_device.role import DeviceRole
 from iotsplit_edge.role import EdgeRole
 from tests.flows import test_crashes
@@ -32,18 +32,18 @@ def trimmed_too_early(patch: Patch) -> None:
 
 def applied_again(patch: Patch) -> None:
     """The cloud takes an activation of the step at hand as often as it comes."""
-    once = TrainingRound._is_wanted
+    once = LockstepRound._is_wanted
 
-    def always(self: TrainingRound, session: CloudSession, frame: Frame) -> bool:
+    def always(self: LockstepRound, session: CloudSession, frame: Frame) -> bool:
         again = frame.identity.kind == "activation" and frame.step == self.step
         return once(self, session, frame) or (again and frame.micro_batch < self._settings.micro_batches)
 
-    def any_frame(self: TrainingRound, session: CloudSession) -> Frame | None:
+    def any_frame(self: LockstepRound, session: CloudSession) -> Frame | None:
         held = self._held[session.assignment.device]
         return next((frame for frame in held if frame.step == self.step), None)
 
-    patch.setattr(TrainingRound, "_is_wanted", always)
-    patch.setattr(TrainingRound, "_next_frame", any_frame)
+    patch.setattr(LockstepRound, "_is_wanted", always)
+    patch.setattr(LockstepRound, "_next_frame", any_frame)
 
 
 def fenced_by_nobody(patch: Patch) -> None:
