@@ -12,7 +12,9 @@ from iotsplit.role import Output
 from iotsplit.session import Turns
 from iotsplit.settings import TrainingSettings
 from iotsplit.states import Assignment
-from iotsplit_device.sessions import Asking, Evaluation, NewSession, Training
+from iotsplit_device.evaluation import Evaluation
+from iotsplit_device.sessions import Asking
+from iotsplit_device.training import Training
 from iotsplit_device.work import DeviceWork
 
 FIRST_PAUSE_S = 30.0
@@ -105,7 +107,3 @@ def _sum(one: Score, other: Score) -> Score:
         exact=one.exact + other.exact,
         sequences=one.sequences + other.sequences,
     )
-
-
-SESSIONS: dict[str, NewSession] = {"train": WholeTraining, "evaluate": WholeEvaluation}
-"""What a device that holds the whole model does for each task of an assignment."""

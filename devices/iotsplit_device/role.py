@@ -24,11 +24,17 @@ from iotsplit.states import (
     Birth,
 )
 from iotsplit.tensors.exchange import as_metrics
-from iotsplit_device import federated
+from iotsplit_device.evaluation import Evaluation
+from iotsplit_device.federated import WholeEvaluation, WholeTraining
 from iotsplit_device.records import Checkpoint
-from iotsplit_device.sessions import SESSIONS, DeviceSession
+from iotsplit_device.sessions import DeviceSession, NewSession
+from iotsplit_device.training import Training
 from iotsplit_device.work import DeviceWork
 
+SESSIONS: dict[str, NewSession] = {"train": Training, "evaluate": Evaluation}
+"""What a device does for each task of an assignment."""
+WHOLE_SESSIONS: dict[str, NewSession] = {"train": WholeTraining, "evaluate": WholeEvaluation}
+"""The same of one that holds the whole model."""
 LOOK_EVERY_S = 2.0
 """How often a device that cannot join yet looks whether it can."""
 
@@ -181,7 +187,7 @@ class DeviceRole:
         )
         saved = [each for each in self._saved if each.session == assignment.session]
         self._saved = []
-        sessions = federated.SESSIONS if settings.federated else SESSIONS
+        sessions = WHOLE_SESSIONS if settings.federated else SESSIONS
         self._session = sessions[assignment.task](assignment, settings, work, self._turns)
         return self._session.begin(saved)
 
