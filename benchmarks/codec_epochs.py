@@ -3,10 +3,17 @@
     python -m benchmarks.codec_epochs --data plant --ways int8:int8 int4:r3 d4k2:r3 --epochs 5 --seeds 0
 
 A model is trained in one process for some epochs on the same samples, with its boundary tensors sent as named.
-Beside the names of `codec_variants`, `dBkR` sends the first time B bits (`int4` or `int8`), and later the best
-approximation of rank R of the difference to what the other side has; rows of both factors have 8 bits, a scale.
-What is lost stays in the next difference. Prints held-out loss, the bits of a value over all epochs, how much a
-tensor has changed since the epoch before, and what the approximation leaves of that (medians).
+Beside the names of `codec_variants` there are ways that send the first time B bits (`int4` or `int8`), and
+later an approximation of the difference to what the other side has; what it leaves stays in the next difference:
+
+=======  =================================================================================================
+`dBkR`   of each sample the best one of rank R; rows of both factors have 8 bits, and a scale
+`dBsR`   R coefficients of a token in a basis that samples share, 4 bits each; the basis has 8 bits, is that
+         of the differences of the last four steps, and is sent with every fourth step
+=======  =================================================================================================
+
+Prints held-out loss, the bits of a value over all epochs, how much a tensor has changed since the epoch before,
+and what the approximation leaves of that (medians).
 """
 
 import argparse
@@ -23,16 +30,18 @@ from iotsplit.settings import Codec, TrainingSettings
 from iotsplit.tensors.models import resolve
 from iotsplit_device.batches import MicroBatch
 
-DIFFERENCES = re.compile(r"d([48])k([0-9]+)")
+DIFFERENCES = re.compile(r"d([48])([ks])([0-9]+)")
 SCALE_BITS = 16
 FACTOR_BITS = 8
+COEFFICIENT_BITS = 4
+BASIS_STEPS = 4
 
 
 class Differences:
     """Sends what has changed of a sample since it was sent last.
 
     Args:
-        name: `dBkR`.
+        name: of the table.
         seed: of the first codec, if it needs one.
     """
 
@@ -40,7 +49,8 @@ class Differences:
         found = DIFFERENCES.fullmatch(name)
         assert found is not None
         self._first = f"int{found[1]}"
-        self._rank = int(found[2])
+        rank = int(found[3])
+        self._later: OfEach | Shared = OfEach(rank) if found[2] == "k" else Shared(rank)
         self._around = way(self._first, seed)
         self._held: dict[bytes, torch.Tensor] = {}
         self.sent_bits = 0.0
@@ -50,41 +60,87 @@ class Differences:
 
     def __call__(self, tensor: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         out = torch.zeros_like(tensor)
-        for row in range(len(tensor)):
-            length = int(batch.mask[row].sum())
-            sample = batch.ids[row, :length].numpy().tobytes()
-            out[row, :length] = self._send(sample, tensor[row, :length].detach())
+        lengths = [int(length) for length in batch.mask.sum(dim=1)]
+        samples = [batch.ids[row, :length].numpy().tobytes() for row, length in enumerate(lengths)]
+        values = [tensor[row, :length].detach() for row, length in enumerate(lengths)]
+        known = [row for row, sample in enumerate(samples) if sample in self._held]
+        changes = {row: _scaled(values[row], self._held[samples[row]]) for row in known}
+        steps, cost = self._later(changes)
+        self.sent_bits += cost
+        for row, (sample, value) in enumerate(zip(samples, values, strict=True)):
+            read = self._read(value, self._held.get(sample), steps.get(row))
+            out[row, : lengths[row]] = self._held[sample] = read
+            self.values += value.numel()
         return out
 
-    def _send(self, sample: bytes, values: torch.Tensor) -> torch.Tensor:
-        held = self._held.get(sample)
-        if held is None:
-            read = self._around(values.unsqueeze(0)).squeeze(0)
-            self.sent_bits += bits(self._first) * values.numel()
-        else:
-            change = values - held
-            step, cost = low_rank(change, self._rank)
-            read = held + step
-            self.sent_bits += cost
-            norm = float(change.norm())
-            self.ratios.append(norm / max(1e-12, float(values.norm())))
-            self.left.append(float((change - step).norm()) / max(1e-12, norm))
-        self.values += values.numel()
-        self._held[sample] = read
+    def _read(self, value: torch.Tensor, held: torch.Tensor | None, step: torch.Tensor | None) -> torch.Tensor:
+        if held is None or step is None:
+            self.sent_bits += bits(self._first) * value.numel()
+            return self._around(value.unsqueeze(0)).squeeze(0)
+        read = held + step * _norms(held)
+        change = float((value - held).norm())
+        self.ratios.append(change / max(1e-12, float(value.norm())))
+        self.left.append(float((value - read).norm()) / max(1e-12, change))
         return read
 
 
-def low_rank(change: torch.Tensor, rank: int) -> tuple[torch.Tensor, float]:
-    """What arrives of the best approximation of that rank, and its bits."""
-    rank = min(rank, *change.shape)
-    u, s, vt = torch.linalg.svd(change, full_matrices=False)
-    left, right = u[:, :rank] * s[:rank].sqrt(), vt[:rank] * s[:rank].sqrt().unsqueeze(1)
-    cost = rank * (sum(change.shape) * FACTOR_BITS + 2 * SCALE_BITS)
-    return _eight_bits(left.T).T @ _eight_bits(right), float(cost)
+def _norms(held: torch.Tensor) -> torch.Tensor:
+    """Of each token: some are a thousand times longer than others, and would be all that counts."""
+    return torch.linalg.vector_norm(held, dim=1, keepdim=True).clamp(min=1e-12)
 
 
-def _eight_bits(rows: torch.Tensor) -> torch.Tensor:
-    scales = (rows.abs().amax(dim=1, keepdim=True) / 127).clamp(min=1e-30)
+def _scaled(value: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
+    return (value - held) / _norms(held)
+
+
+class OfEach:
+    """The best approximation of each difference of a rank."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+
+    def __call__(self, changes: dict[int, torch.Tensor]) -> tuple[dict[int, torch.Tensor], float]:
+        """What arrives of the differences, and its bits."""
+        steps, cost = {}, 0.0
+        for row, change in changes.items():
+            rank = min(self._rank, *change.shape)
+            u, s, vt = torch.linalg.svd(change, full_matrices=False)
+            left, right = u[:, :rank] * s[:rank].sqrt(), vt[:rank] * s[:rank].sqrt().unsqueeze(1)
+            steps[row] = _rounded(left.T, FACTOR_BITS).T @ _rounded(right, FACTOR_BITS)
+            cost += rank * (sum(change.shape) * FACTOR_BITS + 2 * SCALE_BITS)
+        return steps, cost
+
+
+class Shared:
+    """Coefficients in a basis of all differences of late."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+        self._recent: list[torch.Tensor] = []
+        self._basis = torch.zeros(0, 0)
+        self._steps = 0
+
+    def __call__(self, changes: dict[int, torch.Tensor]) -> tuple[dict[int, torch.Tensor], float]:
+        """What arrives of the differences, and its bits."""
+        if not changes:
+            return {}, 0.0
+        cost = 0.0
+        self._recent = [*self._recent[1 - BASIS_STEPS :], torch.cat(list(changes.values()))]
+        if self._steps % BASIS_STEPS == 0:
+            directions = torch.linalg.svd(torch.cat(self._recent), full_matrices=False)[2][: self._rank]
+            self._basis = _rounded(directions, FACTOR_BITS)  # (rank, width)
+            cost += self._basis.numel() * FACTOR_BITS + len(self._basis) * SCALE_BITS
+        self._steps += 1
+        steps = {}
+        for row, change in changes.items():
+            coefficients = change @ self._basis.T  # (time, rank)
+            steps[row] = _rounded(coefficients.T, COEFFICIENT_BITS).T @ self._basis
+            cost += coefficients.numel() * COEFFICIENT_BITS + len(self._basis) * SCALE_BITS
+        return steps, cost
+
+
+def _rounded(rows: torch.Tensor, depth: int) -> torch.Tensor:
+    scales = (rows.abs().amax(dim=1, keepdim=True) / (2 ** (depth - 1) - 1)).clamp(min=1e-30)
     return torch.round(rows / scales) * scales
 
 
