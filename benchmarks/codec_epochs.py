@@ -4,7 +4,7 @@
 
 A model is trained in one process for some epochs on the same samples, with its boundary tensors sent as named.
 Beside the names of `codec_variants` there are ways that send the first time B bits (`int4` or `int8`), and
-later an approximation of the difference to what the other side has; what it leaves stays in the next difference:
+later an approximation of the difference to what the other side has; what it leaves stays in the next:
 
 =======  =================================================================================================
 `dBkR`   of each sample the best one of rank R; rows of both factors have 8 bits, and a scale
@@ -86,7 +86,8 @@ class Differences:
 
 def _norms(held: torch.Tensor) -> torch.Tensor:
     """Of each token: some are a thousand times longer than others, and would be all that counts."""
-    return torch.linalg.vector_norm(held, dim=1, keepdim=True).clamp(min=1e-12)
+    norms: torch.Tensor = torch.linalg.vector_norm(held, dim=1, keepdim=True)
+    return norms.clamp(min=1e-12)
 
 
 def _scaled(value: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
@@ -140,7 +141,8 @@ class Shared:
 
 
 def _rounded(rows: torch.Tensor, depth: int) -> torch.Tensor:
-    scales = (rows.abs().amax(dim=1, keepdim=True) / (2 ** (depth - 1) - 1)).clamp(min=1e-30)
+    largest = 2 ** (depth - 1) - 1
+    scales: torch.Tensor = (rows.abs().amax(dim=1, keepdim=True) / largest).clamp(min=1e-30)
     return torch.round(rows / scales) * scales
 
 
