@@ -18,6 +18,7 @@ class Codec(StrEnum):
     BF16 = "bf16"
     INT8 = "int8"
     INT4 = "int4"
+    INT3 = "int3"
 
 
 class UpdateCodec(StrEnum):
@@ -78,8 +79,8 @@ class TrainingSettings:
         cut: First layer of the edge and first layer of the cloud. If the second is the number of layers, the
             cloud has only the head; if both are, each device trains the whole model and only LoRA travels.
         labels: Where the loss is computed. With `cloud` the token ids of the training text reach the cloud.
-        codec: Encoding of activations and gradients, `fp32`, `bf16`, `int8` or `int4`; or one for each, such as
-            `int4:int8`.
+        codec: Encoding of activations and gradients, `fp32`, `bf16`, `int8`, `int4` or `int3`; or one for each,
+            such as `int4:int3`. Three bits are enough for gradients, and too few for activations.
         codec_check: Share of the micro-batches of which is measured what the codec loses, from 0 to 1.
         update_codec: Encoding of what devices and edges have trained in a round: the values in `fp32`, or their
             change since the adapter version in `bf16` or `int8`.
@@ -184,7 +185,7 @@ def _check_codec(codec: str, share: float) -> None:
         known = ", ".join(Codec)
         raise UsageError(
             f"codec {codec!r} is unknown",
-            fix=f"use one of {known}, or one for activations and one for gradients, such as int4:int8",
+            fix=f"use one of {known}, or one for activations and one for gradients, such as int4:int3",
         )
     if not 0 <= share <= 1:  # so that NaN is refused too
         raise UsageError(f"codec_check {share} is no share", fix="use 0 to 1, such as 0.01")

@@ -7,6 +7,7 @@ fp32     float32 values
 bf16     upper halves of float32 values, rounded half to even: all high bytes, then all low bytes
 int8     rotated blocks of 64 values in 8 bits, see `iotsplit.tensors.rotated`
 int4     the same in 4 bits, and 8 channels of the tensor apart
+int3     the same in 3 bits, and none apart: enough for gradients
 i32      token ids and labels
 u8       masks, and ids or labels if all are within 0..255
 =======  =====================================================================================
@@ -33,6 +34,7 @@ NO_LABEL = -100
 
 INT8 = Rotated(bits=8, apart=0)
 INT4 = Rotated(bits=4, apart=8)
+INT3 = Rotated(bits=3, apart=0)
 
 _LARGEST_U8 = 255
 _INT32 = np.iinfo(np.int32)
@@ -262,6 +264,7 @@ SCHEMES: dict[Codec, Scheme] = {
     ),
     Codec.INT8: _rotated(INT8),
     Codec.INT4: _rotated(INT4),
+    Codec.INT3: _rotated(INT3),
 }
 
 _INTEGERS: dict[str, np.dtype[Any]] = {"i32": np.dtype("<i4"), "u8": np.dtype("u1")}

@@ -10,9 +10,10 @@ the scheme's number of channels that are sent apart, or the width if that is les
 
 - apart channel numbers, 16 bits each, ascending;
 - tokens x apart values of these channels, each the upper half of a float32 (bf16);
-- tokens x blocks scales, bf16, of a block's largest rotated magnitude / 127 (8 bits) or / 7 (4 bits);
-- the rotated values of each block: 64 bytes, two's complement (8 bits); or 32 bytes, channels 2i (low four
-  bits) and 2i + 1, each plus 8 (4 bits).
+- tokens x blocks scales, bf16, of a block's largest rotated magnitude / 127 (8 bits), / 7 (4) or / 3 (3);
+- the rotated values of each block: 64 bytes, two's complement (8 bits); 32 bytes, channels 2i (low four bits)
+  and 2i + 1, each plus 8 (4 bits); or 24 bytes, of which each three are a number of 24 bits, channel 8i in its
+  lowest three bits to 8i + 7 in its highest, each plus 4 (3 bits).
 
 Apart are those whose largest magnitude over all tokens is the largest; of equal ones the first.
 ``H x`` is computed in float32 by six stages, k = 0 to 5: of each two channels i and i + 2^k, where bit k of
@@ -39,7 +40,8 @@ from iotsplit.errors import NotFiniteError, TensorRefusedError
 
 BLOCK = 64
 NIBBLE = 4
-_OFFSET = 8  # of stored four bits
+BYTE = 8
+_TOGETHER = 8  # values of three bits that have whole bytes
 _ROOT = 8.0  # of BLOCK: the matrix of +1 and -1, divided by it, is orthogonal
 _LARGEST_SCALES = 4.2  # of the error of a block
 _BF16 = 2.0**-8  # relative error of a value that is sent apart, and to spare
@@ -52,7 +54,7 @@ class Rotated:
     """A number of bits, and what is sent apart.
 
     Args:
-        bits: of a rotated value, 4 or 8.
+        bits: of a rotated value, 3, 4 or 8.
         apart: channels of a tensor that are sent apart.
     """
 
@@ -133,24 +135,51 @@ class Rotated:
 
     def _stored(self, rotated: Values) -> NDArray[Any]:
         """Whole numbers (64, blocks) as (blocks, bytes)."""
-        if self.bits != NIBBLE:
+        if self.bits == BYTE:
             return rotated.astype(np.int8).T.copy(order="C")
-        rotated += _OFFSET
+        rotated += self._offset
         whole = rotated.astype(np.uint8)
-        pairs = whole[0::2] | (whole[1::2] << 4)
-        return pairs.T.copy(order="C")
+        if self.bits == NIBBLE:
+            return (whole[0::2] | (whole[1::2] << 4)).T.copy(order="C")
+        return _in_threes(whole)
 
     def _read(self, data: bytes, *, offset: int, count: int) -> torch.Tensor:
         """``H q`` of each block: (count, 64), sums of integers, and so exact in any order."""
         stored = np.frombuffer(data, np.uint8, offset=offset).reshape(count, self._block_bytes)
-        if self.bits != NIBBLE:
+        if self.bits == BYTE:
             return torch.from_numpy(stored.view(np.int8).astype(np.float32)) @ hadamard()
-        halves = np.empty((count, BLOCK), np.float32)  # first all even channels, then all odd ones
-        halves[:, : BLOCK // 2] = stored & 15
-        halves[:, BLOCK // 2 :] = stored >> 4
-        sums = torch.from_numpy(halves) @ _hadamard_by_halves()
-        sums[:, 0] -= _OFFSET * BLOCK  # the offset of all is in channel 0 alone
+        if self.bits == NIBBLE:
+            halves = np.empty((count, BLOCK), np.float32)  # first all even channels, then all odd ones
+            halves[:, : BLOCK // 2] = stored & 15
+            halves[:, BLOCK // 2 :] = stored >> 4
+            sums = torch.from_numpy(halves) @ _hadamard_by_halves()
+        else:
+            sums = torch.from_numpy(_of_threes(stored)) @ hadamard()
+        sums[:, 0] -= self._offset * BLOCK  # the offset of all is in channel 0 alone
         return sums
+
+    @property
+    def _offset(self) -> int:
+        """Added to stored values of few bits, so that none is negative."""
+        return 1 << (self.bits - 1)
+
+
+def _in_threes(whole: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Numbers from 0 to 7 (64, blocks) as (blocks, 24) bytes."""
+    numbers = np.zeros((BLOCK // _TOGETHER, whole.shape[1]), "<u4")
+    for place in range(_TOGETHER):
+        numbers |= whole[place::_TOGETHER].astype("<u4") << np.uint32(3 * place)
+    return numbers.T.copy(order="C").view(np.uint8).reshape(-1, _TOGETHER, 4)[:, :, :3].copy(order="C")
+
+
+def _of_threes(stored: NDArray[np.uint8]) -> Values:
+    """(blocks, 24) bytes as numbers from 0 to 7 (blocks, 64)."""
+    low, middle, high = (stored[:, at::3].astype(np.uint32) for at in range(3))  # (blocks, 8)
+    numbers = low | middle << np.uint32(8) | high << np.uint32(16)
+    values = np.empty((len(stored), BLOCK), np.float32)
+    for place in range(_TOGETHER):
+        values[:, place::_TOGETHER] = numbers >> np.uint32(3 * place) & np.uint32(7)
+    return values
 
 
 def _to_bf16(values: Values) -> NDArray[np.uint16]:
