@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -29,6 +30,8 @@ from iotsplit.states import Metrics
 RESULT = "result.json"
 LOOK_EVERY_S = 0.5
 STOP_S = 30.0
+STEP_TIMEOUT_S = 3600.0
+"""Nobody is left behind: agents of a comparison share one machine, and a step of the whole model takes long."""
 MOST_TOLD = 300
 BYTES_PER_MBIT = 1e6 / 8
 
@@ -98,8 +101,12 @@ def run(job: Job) -> Outcome:
     if code:
         outcome.reason = f"iotsplit run ended with exit code {code}: {_last_line(log)}"
         return outcome
+    report = output.report()
+    if left := _left(report):
+        outcome.reason = f"it has trained on less than the others: {left} left (see {log})"
+        return outcome
     lines = list(_lines(output.root / "metrics.jsonl"))
-    outcome.figures = figures_of(output.report(), lines, job.placement, imports=job.imports, table=job.table)
+    outcome.figures = figures_of(report, lines, job.placement, imports=job.imports, table=job.table)
     outcome.state = "done"
     shutil.rmtree(output.root / "state", ignore_errors=True)  # nothing goes on from here
     return outcome
@@ -127,6 +134,7 @@ def words_of(job: Job) -> list[str]:
     """The options of ``iotsplit run`` that make a cell."""
     placement = job.placement
     words = [f"--data={job.data}", "--partition=files", f"--devices={placement.devices}"]
+    words += [f"--step-timeout={STEP_TIMEOUT_S:g}"]
     words += [f"--edges={max(1, placement.edges)}"]  # whole models on the devices need none
     if placement.devices_per_edge is not None:
         words.append(f"--devices-per-edge={placement.devices_per_edge}")
@@ -163,6 +171,12 @@ def _end_of(process: "subprocess.Popen[bytes]") -> int:
             return process.wait(LOOK_EVERY_S)
         except subprocess.TimeoutExpired:
             continue
+
+
+def _left(report: Mapping[str, Any]) -> str:
+    """Who has left a round, and why; empty if nobody has."""
+    found = [f"{each['device']} ({each['reason']})" for row in report["rounds"] for each in row["dropped"]]
+    return ", ".join(dict.fromkeys(found))[:MOST_TOLD]
 
 
 def _last_line(log: Path) -> str:

@@ -33,6 +33,7 @@ def report(scale: int = 1) -> dict[str, Any]:
         "wall_s": 4.0,
         "bytes": {"device_edge": hop, "edge_cloud": hop, "adapters": {"up": 10, "down": 20}},
         "sessions": [{"tokens": 30}, {"tokens": 30}],
+        "dropped": [],
     }
     agents = [
         {
