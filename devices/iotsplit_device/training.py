@@ -132,7 +132,7 @@ class Training(Asking):
         again = self.backup.again(wanted_by(frame, want))
         if again is not None:
             return [again]
-        made = want.wanted == "activation" and frame.step < self._step
+        made = want.wanted in {"activation", "tail_gradient"} and frame.step < self._step
         lost = made and frame.step >= self.backup.floor(Tier.EDGE)
         return self._rewind(frame.step) if lost else []  # the edge's Resume was lost
 
