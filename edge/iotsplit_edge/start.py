@@ -112,9 +112,8 @@ class Start:
         if not self.takes_over or self.body is not None or now < self.due:
             return False
         self._heard_at = now
-        if self.chosen is not None:
-            self.give_up_chosen()
         self._gave_up = True
+        self.give_up_chosen()
         return self.chosen is None and not self.may_begin_anew
 
     @property
@@ -122,16 +121,29 @@ class Start:
         """When patience is over."""
         return self._heard_at + PATIENCE_S
 
-    def _choose(self) -> None:
-        least = self.assignment.checkpoint or 0
+    @property
+    def _most(self) -> int:
+        """The latest step that will do."""
         steps = self.assignment.steps
-        most = steps if self._at_most is None else min(self._at_most, steps)
+        return steps if self._at_most is None else min(self._at_most, steps)
+
+    @property
+    def _least(self) -> int:
+        """The earliest step that will do.
+
+        Who goes back has a checkpoint of each step where all take theirs, as long as it is kept. An older one
+        may be heard of first, and neighbours need not have kept what comes after it: it will do only when
+        the right one is broken or does not come.
+        """
+        if self._at_most is None:
+            return self.assignment.checkpoint or 0
+        return 0 if self._gave_up or self._broken else self._most // self._every * self._every
+
+    def _choose(self) -> None:
         usable = [
             head
             for head in self.heads.values()
-            if head not in self._broken
-            and (least <= head.step or self._at_most is not None)
-            and head.step <= most
+            if head not in self._broken and self._least <= head.step <= self._most
         ]
         best = max(usable, key=lambda head: (head.step, head.epoch), default=None)
         if not self.takes_over or best is self.chosen:

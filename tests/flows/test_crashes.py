@@ -128,7 +128,7 @@ def test_so_it_does_with_two_tiers_and_with_whole_models(small_model: Path, plac
             run(small_model, seed, disks, s)
 
 
-@pytest.mark.parametrize("seed", [2_203, 110_106, 210_283])
+@pytest.mark.parametrize("seed", [2_203, 6_273, 6_423, 6_558, 110_106, 210_283])
 def test_what_was_found_once_is_found_no_more(small_model: Path, seed: int, tmp_path: Path) -> None:
     run(small_model, seed, tmp_path)
 

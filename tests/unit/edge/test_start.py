@@ -103,6 +103,21 @@ def test_who_has_to_go_back_takes_the_newest_checkpoint_of_that_step_or_before()
     assert chosen(made) == (10, 4)
 
 
+def test_who_has_to_go_back_waits_for_the_step_where_all_save_though_an_older_one_shows_first() -> None:
+    made = start(10, at_most=17)
+    show(made, 10)
+    assert made.chosen is None
+    show(made, 15)
+    assert chosen(made) == (15, 4)
+
+
+def test_when_the_right_checkpoint_does_not_come_the_one_before_will_do() -> None:
+    made = start(10, at_most=17)
+    show(made, 10)
+    assert not made.is_stuck(100.0 + PATIENCE_S)
+    assert chosen(made) == (10, 4)
+
+
 def test_the_heads_and_the_pieces_of_the_chosen_checkpoint_are_looked_for() -> None:
     made = start(10)
     assert made.interests == {HEADS}
