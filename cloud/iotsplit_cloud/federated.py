@@ -40,10 +40,10 @@ class FederatedRound(TrainingRound):
         *,
         now: float,
     ) -> None:
-        self._refused = Counter[str]()  # updates of each device
-        self._losses: dict[str, dict[int, float]] = {device: {} for device in assignments}
         super().__init__(assignments, settings, equipment, now=now)
         self.step = settings.local_steps
+        self._refused = Counter[str]()  # updates of each device
+        self._losses: dict[str, dict[int, float]] = {device: {} for device in self.sessions}
         for session in self.sessions.values():
             session.expect("update", self.step, 0, now)
 
