@@ -7,6 +7,7 @@
 ``rKs``   the same as ``rK``, rounded at random (unbiased)
 ``rKe``   the same as ``rK``; what was lost is added to the next tensor of the same shape (error feedback)
 ``gKoC``  ``rKoC`` without the rotation
+``lKoC``  ``rKoC`` with the best grid for normal values (Max, 1960), and a scale of 8 bits for a block
 ========  ==========================================================================================
 """
 
@@ -17,8 +18,14 @@ import torch
 
 from iotsplit.tensors.rotated import BLOCK, hadamard
 
-NAME = re.compile(r"([rgt])([2-8])(?:o([0-9]+))?([se]?)")
+NAME = re.compile(r"([rgtl])([2-8])(?:o([0-9]+))?([se]?)")
 SCALE_BITS = 16
+LEVELS = {
+    2: (0.4528, 1.5104),
+    3: (0.2451, 0.7560, 1.3439, 2.1520),
+    4: (0.1284, 0.3881, 0.6568, 0.9424, 1.2562, 1.6181, 2.0690, 2.7326),
+}
+"""Magnitudes, for values of variance 1."""
 
 Variant = Callable[[torch.Tensor], torch.Tensor]
 
@@ -31,7 +38,7 @@ def is_variant(name: str) -> bool:
 def bits(name: str, width: int) -> float:
     """Bits for a value of a tensor of that width."""
     kind, depth, apart, _ = _parts(name)
-    scales = 32 / width if kind == "t" else SCALE_BITS / BLOCK
+    scales = {"t": 32 / width, "l": 8 / BLOCK}.get(kind, SCALE_BITS / BLOCK)
     return depth + scales + 16 * apart / width
 
 
@@ -55,9 +62,12 @@ def make(name: str, *, seed: int) -> Variant:
         rest = values.clone()
         rest[:, kept] = 0
         largest = 2 ** (depth - 1) - 1
-        read = (
-            _tokens(rest, largest) if kind == "t" else _blocks(rest, largest, rotated=kind == "r", noise=noise)
-        )
+        if kind == "l":
+            read = _normal(rest, depth)
+        elif kind == "t":
+            read = _tokens(rest, largest)
+        else:
+            read = _blocks(rest, largest, rotated=kind == "r", noise=noise)
         read[:, kept] = values[:, kept].to(torch.bfloat16).to(torch.float32)
         if extra == "e":
             left[values.shape] = values - read
@@ -80,6 +90,17 @@ def _blocks(values: torch.Tensor, largest: int, *, rotated: bool, noise: torch.T
     whole = torch.round(steps if noise is None else steps + noise.reshape(steps.shape))
     read = whole.clamp(-largest, largest) * scales
     return (read @ matrix if rotated else read).reshape(values.shape)
+
+
+def _normal(values: torch.Tensor, depth: int) -> torch.Tensor:
+    matrix = hadamard() / BLOCK**0.5
+    turned = values.reshape(-1, BLOCK) @ matrix
+    norms = turned.square().mean(dim=1, keepdim=True).sqrt().clamp(min=2.0**-60)
+    scales = torch.exp2(torch.round(8 * norms.log2()) / 8)
+    levels = torch.tensor(LEVELS[depth])
+    nearest = levels[((turned.abs() / scales).unsqueeze(2) - levels).abs().argmin(dim=2)]
+    read: torch.Tensor = (nearest * turned.sign() * scales @ matrix).reshape(values.shape)
+    return read
 
 
 def _parts(name: str) -> tuple[str, int, int, str]:

@@ -23,15 +23,47 @@ class Content(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
     """Base of what a frame carries; the tag is the `kind` of its identity."""
 
 
-class Activation(Content, frozen=True, kw_only=True, tag="activation"):
+class Cached(msgspec.Struct, frozen=True, kw_only=True):
+    """Which samples an activation is of, and what has changed of those that its receiver remembers.
+
+    Args:
+        samples: the number of each row's.
+        known: of each row, whether it comes as a change; the others are the rows of `hidden`.
+        change: of the tokens of known rows, one after the other without padding: (tokens, width).
+        empty: the device remembers nothing from before this session.
+    """
+
+    samples: tuple[NotNegative, ...]
+    known: tuple[bool, ...]
+    change: PackedTensor
+    empty: bool
+
+    def __post_init__(self) -> None:
+        """Refuse rows that are not one for each sample.
+
+        Raises:
+            ValueError: they are not.
+        """
+        if len(self.samples) != len(self.known):
+            raise ValueError(f"{len(self.samples)} samples in {len(self.known)} rows")
+
+    @property
+    def changed(self) -> list[int]:
+        """Samples that come as changes."""
+        return [sample for sample, known in zip(self.samples, self.known, strict=True) if known]
+
+
+class Activation(Content, frozen=True, kw_only=True, tag="activation", omit_defaults=True):
     """Hidden states that one tier hands upwards.
 
     Args:
-        hidden: (batch, time, width), output of the sender's last layer.
+        hidden: (batch, time, width), output of the sender's last layer; with `cached` only rows that are not
+            known.
         mask: (batch, time) of 0 and 1, 1 where there is a token.
         labels: (batch, time) next-token ids, -100 where there is no loss; absent if labels stay.
         step_tokens: loss tokens of the whole step, over all its micro-batches.
         steps: steps of the whole session.
+        cached: set if both ends remember samples.
     """
 
     hidden: PackedTensor
@@ -39,6 +71,7 @@ class Activation(Content, frozen=True, kw_only=True, tag="activation"):
     labels: PackedTensor | None = None
     step_tokens: Positive
     steps: Positive
+    cached: Cached | None = None
 
 
 class Gradient(Content, frozen=True, kw_only=True, tag="gradient"):
@@ -87,10 +120,45 @@ class Update(Content, frozen=True, kw_only=True, tag="update"):
     tensors: bytes
 
 
-class Want(Content, frozen=True, kw_only=True, tag="want"):
-    """A request to send the named frame again: it is waited for and has not come."""
+class Want(Content, frozen=True, kw_only=True, tag="want", omit_defaults=True):
+    """A request to send the named frame again: it is waited for and has not come.
+
+    Args:
+        wanted: its kind.
+        samples: if it is `device_rows` or `cloud_rows`: of which samples.
+    """
 
     wanted: str
+    samples: tuple[NotNegative, ...] = ()
+
+
+class Rows(Content, frozen=True, kw_only=True):
+    """What an end of a hop remembers of samples, for an edge that has lost it.
+
+    Args:
+        samples: their numbers.
+        rows: of each of them, eight bits a value.
+    """
+
+    samples: tuple[NotNegative, ...]
+    rows: tuple[bytes, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse rows that are not one for each sample.
+
+        Raises:
+            ValueError: they are not.
+        """
+        if len(self.samples) != len(self.rows):
+            raise ValueError(f"{len(self.rows)} rows of {len(self.samples)} samples")
+
+
+class DeviceRows(Rows, frozen=True, kw_only=True, tag="device_rows"):
+    """What a device remembers of what it has sent."""
+
+
+class CloudRows(Rows, frozen=True, kw_only=True, tag="cloud_rows"):
+    """What the cloud remembers of what it was sent."""
 
 
 class Resume(Content, frozen=True, kw_only=True, tag="resume"):
@@ -182,7 +250,19 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
         return Identity(self.session, self.step, self.micro_batch, kind)
 
 
-Contents = Activation | Gradient | TailHidden | TailGradient | Score | Update | Want | Resume | Stuck
+Contents = (
+    Activation
+    | Gradient
+    | TailHidden
+    | TailGradient
+    | Score
+    | Update
+    | Want
+    | DeviceRows
+    | CloudRows
+    | Resume
+    | Stuck
+)
 
 
 Message = Frame | State

@@ -13,7 +13,7 @@ def _shuffled(names: Sequence[str], *salt: object) -> list[str]:
     return sorted(names, key=place)
 
 
-def deal(
+def deal(  # noqa: PLR0913 - so much decides
     devices: Sequence[str],
     edges: Sequence[str],
     *,
@@ -21,6 +21,7 @@ def deal(
     rooms: Mapping[str, int] | None = None,
     seed: int,
     round_: int,
+    stay: bool = False,
 ) -> dict[str, str]:
     """Give devices to edges for one round.
 
@@ -35,6 +36,7 @@ def deal(
         rooms: most devices of each edge that can only serve so many.
         seed: the fleet's seed.
         round_: number of the round, from 1.
+        stay: edges take no turns: a device comes to the same one again as long as the same are there.
 
     Returns:
         The edge of each chosen device, sorted by device; empty if nobody is there.
@@ -42,7 +44,7 @@ def deal(
     if not devices or not edges:
         return {}
     queue = _shuffled(devices, seed, "device")
-    hosts = _shuffled(edges, seed, "edge", round_)
+    hosts = _shuffled(edges, seed, "edge", 1 if stay else round_)
     each = len(devices)
     if devices_per_edge is not None:
         each = max(1, min(devices_per_edge, len(devices) // len(edges)))

@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from iotsplit.errors import UsageError
 from iotsplit.plan import Labels, is_federated
+from iotsplit.quantities import read_size
 
 
 class Codec(StrEnum):
@@ -18,7 +19,7 @@ class Codec(StrEnum):
     BF16 = "bf16"
     INT8 = "int8"
     INT4 = "int4"
-    INT3 = "int3"
+    INT2 = "int2"
 
 
 class UpdateCodec(StrEnum):
@@ -79,8 +80,10 @@ class TrainingSettings:
         cut: First layer of the edge and first layer of the cloud. If the second is the number of layers, the
             cloud has only the head; if both are, each device trains the whole model and only LoRA travels.
         labels: Where the loss is computed. With `cloud` the token ids of the training text reach the cloud.
-        codec: Encoding of activations and gradients, `fp32`, `bf16`, `int8`, `int4` or `int3`; or one for each,
-            such as `int4:int3`. Three bits are enough for gradients, and too few for activations.
+        codec: Encoding of activations and gradients, `fp32`, `bf16`, `int8`, `int4` or `int2`; or one for each,
+            such as `int4:int2`. Two bits are enough for gradients, and too few for activations.
+        codec_cache: Remember so much of each device's samples, such as `64MB`, at both ends of each hop, and
+            send only what has changed since a sample was sent last; `0` remembers nothing.
         codec_check: Share of the micro-batches of which is measured what the codec loses, from 0 to 1.
         update_codec: Encoding of what devices and edges have trained in a round: the values in `fp32`, or their
             change since the adapter version in `bf16` or `int8`.
@@ -112,6 +115,7 @@ class TrainingSettings:
     cut: tuple[int, int] = (4, 15)
     labels: Labels = Labels.CLOUD
     codec: str = "int8"
+    codec_cache: str = "0"
     codec_check: float = 0.01
     update_codec: UpdateCodec = UpdateCodec.BF16
     aggregation: Aggregation = Aggregation.FEDAVG
@@ -144,12 +148,18 @@ class TrainingSettings:
         """Encoding of gradients."""
         return Codec(self.codec.rpartition(":")[2])
 
+    @property
+    def cache_bytes(self) -> int:
+        """What is remembered of a device's samples at each end of a hop, at most; 0 if nothing is."""
+        return 0 if self.codec_cache == "0" else read_size(self.codec_cache)
+
     def __post_init__(self) -> None:
         """Refuse values that cannot work, naming the setting.
 
         Raises:
             UsageError: a value is out of its range.
         """
+        _check_cache(self.codec_cache)
         _check_codec(self.codec, self.codec_check)
         for name in ("rounds", "local_steps", "batch_size", "micro_batches", "rank", "checkpoint_every"):
             at_least(name, getattr(self, name), 1)
@@ -180,12 +190,20 @@ class TrainingSettings:
             raise UsageError(f"norm_bound {self.norm_bound} is no bound", fix="use a number such as 1e5")
 
 
+def _check_cache(size: str) -> None:
+    try:
+        if size != "0":
+            read_size(size)
+    except UsageError:
+        raise UsageError(f"codec_cache {size!r} is no size", fix="write 64MB, or 0 for none") from None
+
+
 def _check_codec(codec: str, share: float) -> None:
     if not set(codec.split(":", 1)) <= set(Codec):
         known = ", ".join(Codec)
         raise UsageError(
             f"codec {codec!r} is unknown",
-            fix=f"use one of {known}, or one for activations and one for gradients, such as int4:int3",
+            fix=f"use one of {known}, or one for activations and one for gradients, such as int4:int2",
         )
     if not 0 <= share <= 1:  # so that NaN is refused too
         raise UsageError(f"codec_check {share} is no share", fix="use 0 to 1, such as 0.01")

@@ -85,6 +85,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
         incarnation: of the edge: one that has started anew since has lost the session.
         checkpoint: the session goes on at another edge, from a checkpoint of this step or a later one;
             absent when it begins.
+        cache: session that this one goes on from in what it remembers of samples; empty if from none.
         ends_at: the session ends after so many steps: it was too late, and is carried into the next round.
         problem: why the device is refused, for people.
     """
@@ -101,6 +102,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     incarnation: int = 0
     checkpoint: int | None = None
     ends_at: Positive | None = None
+    cache: WordOrNone = ""
     settings: TrainingSettings | None = None
     problem: str = ""
 

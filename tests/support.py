@@ -26,6 +26,7 @@ from iotsplit.tensors import adapters, tiny
 from iotsplit.tensors.models import describe
 from iotsplit.tensors.parts import load_part
 from iotsplit.topics import Topics
+from iotsplit_cloud.caches import Caches
 from iotsplit_cloud.chronicle import Chronicle
 from iotsplit_cloud.conductor import Parts
 from iotsplit_cloud.members import Members
@@ -156,6 +157,7 @@ class Fleet:
             library=library,
             members=Members(model=self._info.fingerprint, plans=self._plans),
             chronicle=Chronicle(new_report("test", {}, self._settings)),
+            caches=Caches(self._settings, {}),
         )
         return CloudRole(birth=self._birth("cloud", Tier.CLOUD), parts=parts, run=run)
 

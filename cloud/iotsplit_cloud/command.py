@@ -25,6 +25,7 @@ from iotsplit.tensors.models import ModelInfo, describe, resolve
 from iotsplit.tensors.parts import load_part, sizes
 from iotsplit.tensors.recompute import recompute
 from iotsplit.topics import check_agent_id
+from iotsplit_cloud.caches import Caches
 from iotsplit_cloud.chronicle import Chronicle
 from iotsplit_cloud.conductor import Parts
 from iotsplit_cloud.members import Members
@@ -137,6 +138,7 @@ def make_role(  # noqa: PLR0913 - a cloud is made of so many things
         tail=tail,
         library=library,
         members=Members(model=info.fingerprint, plans=plans),
+        caches=Caches(settings, saved.caches if saved else {}),
         chronicle=Chronicle(
             saved.report if saved else new_report(options.fleet, model, settings), saved.row if saved else None
         ),

@@ -20,6 +20,7 @@ from iotsplit.states import (
     Round,
 )
 from iotsplit_cloud import chronicle
+from iotsplit_cloud.caches import Caches
 from iotsplit_cloud.carried import Carried
 from iotsplit_cloud.chronicle import Chronicle
 from iotsplit_cloud.desk import AGAIN, Desk
@@ -65,6 +66,7 @@ class Parts:
     library: Library
     members: Members
     chronicle: Chronicle
+    caches: Caches
 
 
 class Conductor:
@@ -120,6 +122,8 @@ class Conductor:
         training.dropped.update(state.dropped)
         self.activity = training
         resumed = training.resume(saved, now)
+        if self._p.caches.has_lost(assignments.values()):
+            training.stuck = "the cloud has lost what it remembered of samples"
         detail = f"in round {self.round} at step {training.step}"
         return [
             Event(kind="cloud_resumed", agent=self._agent, detail=detail),
@@ -234,6 +238,7 @@ class Conductor:
                 rooms=self._p.members.rooms(),
                 seed=self._p.settings.seed,
                 round_=self.round,
+                stay=bool(self._p.settings.cache_bytes),
             )
         self._attempt = 0
         self._round_start = self._p.tail.optimizer_state()
@@ -244,7 +249,8 @@ class Conductor:
 
     def _train_pairs(self, pairs: dict[str, str], now: float) -> dict[str, Assignment]:
         name = f"{self.round}{AGAIN}{self._attempt}" if self._attempt else str(self.round)
-        assignments = self._desk.assign(pairs, "train", name, self._p.library)
+        bases = self._p.caches.bases(pairs, again=self._attempt > 0)
+        assignments = self._desk.assign(pairs, "train", name, self._p.library, bases=bases)
         self.activity = self._new_round(assignments, now)
         return assignments
 
@@ -254,8 +260,10 @@ class Conductor:
             ledger=self._p.chronicle.ledger,
             turns=self._turns,
             check=self._p.library.check,
+            caches=self._p.caches,
             to_start=self._to_round_start,
         )
+        self._p.tail.caches = self._p.caches.begin(assignments.values())
         kind = FederatedRound if self._p.settings.federated else LockstepRound
         return kind(assignments, self._p.settings, equipment, now=now)
 
@@ -317,7 +325,8 @@ class Conductor:
         last = self.round >= p.settings.rounds
         late = self._late() if training.sessions else {}
         no_next = last or not training.sessions
-        said = self._give_up_carried(self.round + 1 if no_next else self.round, "too late", now)
+        said: list[Output] = [*p.caches.take_changes()]
+        said += self._give_up_carried(self.round + 1 if no_next else self.round, "too late", now)
         if training.sessions:
             version = p.library.add(
                 training.updates | late,

@@ -1,6 +1,7 @@
 """What every agent is told to do now: its newest assignment, and the epoch that outranks the last. Pure."""
 
 from collections.abc import Callable, Container, Mapping
+from types import MappingProxyType
 
 import msgspec
 
@@ -11,6 +12,8 @@ from iotsplit_cloud.versions import Library
 
 AGAIN = "r"
 """Stands between the number of a round and that of the attempt."""
+
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class Desk:
@@ -44,7 +47,13 @@ class Desk:
         return agent in self._assigned
 
     def assign(
-        self, pairs: Mapping[str, str], task: str, round_: str, library: Library
+        self,
+        pairs: Mapping[str, str],
+        task: str,
+        round_: str,
+        library: Library,
+        *,
+        bases: Mapping[str, str] = NOTHING,
     ) -> dict[str, Assignment]:
         """New sessions for pairs of device and edge, from the current adapter version.
 
@@ -53,6 +62,7 @@ class Desk:
             task: ``train`` or ``evaluate``.
             round_: number of the round, and of the attempt if it is done again.
             library: holds the version.
+            bases: the session that each one goes on from in what it remembers of samples.
         """
         return {
             device: Assignment(
@@ -66,6 +76,7 @@ class Desk:
                 cloud=self._cloud,
                 version=library.current.version,
                 adapter=library.digest,
+                cache=bases.get(device, ""),
                 settings=self._settings,
             )
             for device, edge in pairs.items()

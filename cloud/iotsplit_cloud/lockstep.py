@@ -44,7 +44,7 @@ class LockstepRound(TrainingRound):
         now: float,
     ) -> None:
         super().__init__(assignments, settings, equipment, now=now)
-        self._turns, self._to_start = equipment.turns, equipment.to_start
+        self._turns, self._to_start, self._caches = equipment.turns, equipment.to_start, equipment.caches
         self._resumed = False
         self._has_shrunk = False  # sessions were dropped since the last tick
         self._saved: list[RoundCheckpoint] = []  # that this start of the cloud has found
@@ -87,7 +87,7 @@ class LockstepRound(TrainingRound):
             self._has_shrunk = False
             # Earlier checkpoints could only be gone on from with the sessions that have left.
             self._saved = []
-            said += [self._checkpoint()] if self.sessions else []
+            said += [*self._caches.take_changes(), self._checkpoint()] if self.sessions else []
             said += self._go_on(self.sessions.values(), now)
         for device, session in self.sessions.items():
             said += session.ask(now, self._here(device))
@@ -111,6 +111,8 @@ class LockstepRound(TrainingRound):
         return self._rewind(self._settings.local_steps, now)
 
     def _answer(self, session: CloudSession, frame: Frame, want: Want, now: float) -> list[Output]:
+        if want.samples:
+            return [session.send(self._tail.rows(session.assignment.session, want.samples), frame)]
         again = session.again(frame, want)
         made = want.wanted in {"gradient", "tail_hidden"} and frame.step < self.step
         if made and not again and frame.step >= session.backup.floor(Tier.EDGE):
@@ -299,7 +301,7 @@ class LockstepRound(TrainingRound):
         # It is on the disk before anything that is said later leaves.
         for session in self.sessions.values():
             session.backup.checkpoint = max(self.step, session.backup.checkpoint)
-        return [self._checkpoint(regular=True)]
+        return [*self._caches.take_changes(), self._checkpoint(regular=True)]
 
     def _start_step(self, device: str, now: float) -> None:
         session = self.sessions[device]

@@ -123,6 +123,10 @@ class CloudSession:
         """A kept answer to a frame, of the same step and micro-batch."""
         return self.backup.keep(content, Tier.EDGE, (frame.step, frame.micro_batch))
 
+    def send(self, content: Contents, frame: Frame) -> Frame:
+        """An answer to a frame, of the same step and micro-batch, that nobody will ask for again."""
+        return self.backup.send(content, Tier.EDGE, (frame.step, frame.micro_batch))
+
     def again(self, frame: Frame, want: Want) -> list[Frame]:
         """What was asked for, if it was ever said."""
         kept = self.backup.again(wanted_by(frame, want))

@@ -8,7 +8,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -16,10 +16,12 @@ from typing import IO, Any
 import msgspec
 import structlog
 
+from iotsplit.cache import CacheChange
 from iotsplit.errors import RunFailedError, UsageError
 from iotsplit.plan import Tier
 from iotsplit.role import Local
 from iotsplit.runtime import clock
+from iotsplit.runtime.cachefile import CacheFile
 from iotsplit.runtime.files import read_checked, replace, sha256, writing
 from iotsplit.runtime.runner import peak_rss_bytes
 from iotsplit.settings import TrainingSettings
@@ -64,6 +66,7 @@ class Saved:
     Args:
         row: of the newest round.
         earlier: where the role goes on.
+        caches: what is remembered of each device's samples.
     """
 
     version: int
@@ -72,6 +75,7 @@ class Saved:
     report: Report
     row: Row | None
     earlier: Earlier
+    caches: Mapping[str, CacheChange]
 
 
 class Store:
@@ -115,6 +119,7 @@ class Store:
             (self._state / "versions").mkdir(parents=True, exist_ok=True)
             (self._state / "round").mkdir(exist_ok=True)
         self._database = Database(self._state / "state.db")
+        self._caches = CacheFile(self._state / "samples.db")
         with writing(output):
             for name in ("metrics", "events", "rounds"):
                 self._lines[name] = _continued(output / f"{name}.jsonl")
@@ -148,6 +153,7 @@ class Store:
                 checkpoints=self._checkpoints(),
                 carried=state.carried if self._round is None else self._round.carried,
             ),
+            caches=self._caches.load(),
         )
 
     def take(self, kept: Local | Metrics | Event) -> None:
@@ -158,10 +164,8 @@ class Store:
         """
         with writing(self._output):
             match kept:
-                case Metrics():
-                    self._line("metrics", kept)
-                case Heard():
-                    self._line("metrics", kept.metrics)
+                case Metrics() | Heard():
+                    self._line("metrics", kept.metrics if isinstance(kept, Heard) else kept)
                 case Event():
                     self._line("events", kept)
                 case Version():
@@ -170,6 +174,8 @@ class Store:
                     self._save_round(kept)
                 case RoundCheckpoint():
                     self._save_checkpoint(kept)
+                case CacheChange():
+                    self._caches.take(kept)
                 case Milestone():
                     self._save(kept)
 
@@ -182,6 +188,7 @@ class Store:
             for file in self._lines.values():
                 file.close()
             self._database.close()
+            self._caches.close()
 
     def _save(self, milestone: Milestone) -> None:
         self._report, self._last_round = milestone.report, milestone.round

@@ -1,13 +1,15 @@
 """The tensor side of the cloud: one tail model for all sessions, trained in lockstep."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
-from iotsplit.errors import DivergedError, NotFiniteError
+from iotsplit.cache import Cache
+from iotsplit.errors import DivergedError, NotFiniteError, TensorRefusedError
 from iotsplit.messages import (
     Activation,
+    CloudRows,
     Gradient,
     Identity,
     Score,
@@ -15,7 +17,7 @@ from iotsplit.messages import (
     TailHidden,
 )
 from iotsplit.settings import TrainingSettings
-from iotsplit.tensors import adapters
+from iotsplit.tensors import adapters, remembered
 from iotsplit.tensors.aggregation import step_gradient
 from iotsplit.tensors.boundary import Boundary
 from iotsplit.tensors.compression import unpack_labels, unpack_mask
@@ -46,6 +48,8 @@ class Tail:
         self._boundary = Boundary()
         self._shapes: dict[Key, tuple[int, ...]] = {}
         self._gradients: dict[str, dict[str, torch.Tensor]] = {}
+        self.caches: dict[str, Cache] = {}
+        """What is remembered of samples, by the session that sends them."""
 
     def load(self, adapter: bytes) -> None:
         """Take over the cloud's section of an adapter version; the optimizer goes on."""
@@ -71,7 +75,7 @@ class Tail:
 
     def train(self, key: Key, content: Activation) -> tuple[Gradient, float]:
         """Forward, loss and backward of one micro-batch; gives the gradient below and the sum of losses."""
-        hidden, mask, labels = self._inputs(content, with_labels=True)
+        hidden, mask, labels = self._inputs(content, key, with_labels=True)
         hidden.requires_grad_()
         loss_sum, _ = self._part.loss(self._part(hidden, mask), labels)
         torch.autograd.backward(loss_sum / content.step_tokens)
@@ -79,7 +83,7 @@ class Tail:
 
     def open(self, key: Key, content: Activation) -> TailHidden:
         """Forward of one micro-batch whose loss is computed on the device."""
-        hidden, mask, _ = self._inputs(content, with_labels=False)
+        hidden, mask, _ = self._inputs(content, key, with_labels=False)
         hidden.requires_grad_()
         self._shapes[key] = tuple(hidden.shape)
         out = self._boundary.open(key, hidden, self._part(hidden, mask))
@@ -105,6 +109,12 @@ class Tail:
         hidden, mask, _ = self._inputs(content, with_labels=False)
         with torch.no_grad():
             return TailHidden(hidden=self._exchange.pack_hidden(self._part(hidden, mask)))
+
+    def rows(self, session: str, samples: Sequence[int]) -> CloudRows:
+        """What is remembered of samples of a session, of those that are."""
+        cache = self.caches.get(session)
+        known = () if cache is None else tuple(sample for sample in samples if sample in cache)
+        return CloudRows(samples=known, rows=tuple(cache[sample] for sample in known) if cache else ())
 
     def step(self, weights: Mapping[str, float]) -> None:
         """One optimizer step on the sessions' gradients, joined by the fleet's rule of aggregation."""
@@ -169,12 +179,23 @@ class Tail:
         self._shapes.clear()
 
     def _inputs(
-        self, content: Activation, *, with_labels: bool
+        self, content: Activation, key: Key | None = None, *, with_labels: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         shape = self._exchange.shape_of(content)
-        hidden = self._exchange.unpack_hidden(content.hidden, shape)  # (batch, time, width)
         mask = unpack_mask(content.mask, shape[:2])
+        hidden = self._hidden(content, shape, mask, key)  # (batch, time, width)
         if not with_labels:
             return hidden, mask, mask
         labels = unpack_labels(content.labels, shape[:2], self._part.vocabulary, most=content.step_tokens)
         return hidden, mask, labels
+
+    def _hidden(
+        self, content: Activation, shape: tuple[int, ...], mask: torch.Tensor, key: Key | None
+    ) -> torch.Tensor:
+        of = remembered.of_activation(content, mask, key[1:] if key else (0, 0))
+        cache = self.caches.get(key[0]) if key else None
+        if (of is None) != (cache is None):
+            raise TensorRefusedError("an activation that is remembered at one end only")
+        if of is None or cache is None:
+            return self._exchange.unpack_hidden(content.hidden, shape)
+        return remembered.unpack(self._exchange, cache, content, of)

@@ -10,6 +10,7 @@ from iotsplit.role import Output
 from iotsplit.session import Turns
 from iotsplit.settings import TrainingSettings
 from iotsplit.states import Assignment, Metrics
+from iotsplit_cloud.caches import Caches
 from iotsplit_cloud.journal import RoundCheckpoint
 from iotsplit_cloud.ledger import Ledger
 from iotsplit_cloud.sessions import Check, CloudSession, new_sessions
@@ -28,6 +29,7 @@ class Equipment:
         ledger: entered at each step.
         turns: numbers the cloud's Resume messages.
         check: decodes an update; raises a PeerError for one that cannot be averaged.
+        caches: what is remembered of samples.
         to_start: puts the tail back to where it was when the round began.
     """
 
@@ -35,6 +37,7 @@ class Equipment:
     ledger: Ledger
     turns: Turns
     check: Check
+    caches: Caches
     to_start: Callable[[], None]
 
 

@@ -12,6 +12,21 @@ from iotsplit.errors import UsageError
 from iotsplit.states import DataSummary
 from iotsplit_device.tokens import NO_LOSS, Tokens, generator
 
+DIGEST_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A sequence of the device's, as its ends remember it.
+
+    Args:
+        number: its place among the sequences to train on.
+        digest: of its tokens; stays on the device.
+    """
+
+    number: int
+    digest: bytes
+
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
@@ -22,12 +37,14 @@ class MicroBatch:
         mask: (batch, time) int64, 1 where there is a token.
         labels: (batch, time) int64 next-token ids, -100 where there is no loss.
         tokens: positions with loss.
+        samples: the sequences; none of those that are only scored.
     """
 
     ids: torch.Tensor
     mask: torch.Tensor
     labels: torch.Tensor
     tokens: int
+    samples: tuple[Sample, ...] = ()
 
 
 def step_tokens(micro_batches: Iterable[MicroBatch]) -> int:
@@ -35,7 +52,7 @@ def step_tokens(micro_batches: Iterable[MicroBatch]) -> int:
     return sum(batch.tokens for batch in micro_batches)
 
 
-def pad(sequences: Sequence[Tokens]) -> MicroBatch:
+def pad(sequences: Sequence[Tokens], samples: Sequence[Sample] = ()) -> MicroBatch:
     """Put sequences side by side."""
     shape = (len(sequences), max(len(tokens.ids) for tokens in sequences))
     ids, mask = np.zeros(shape, np.int64), np.zeros(shape, np.int64)  # (batch, time)
@@ -48,6 +65,7 @@ def pad(sequences: Sequence[Tokens]) -> MicroBatch:
         mask=torch.from_numpy(mask),
         labels=torch.from_numpy(labels),
         tokens=sum(tokens.loss_tokens for tokens in sequences),
+        samples=tuple(samples),
     )
 
 
@@ -102,10 +120,12 @@ class Batches:
             local_steps: steps of every round.
         """
         place = ((round_number - 1) * local_steps + step) * self._batch_size
-        batch = [self._at(place + offset) for offset in range(self._batch_size)]
+        numbers = [self._at(place + offset) for offset in range(self._batch_size)]
+        samples = [Sample(number, _digest(self._train[number])) for number in numbers]
+        batch = [self._train[number] for number in numbers]
         # Sequences of one length beside each other would pad less, but micro-batches then differ in weight.
         ends = [len(batch) * n // self._micro_batches for n in range(self._micro_batches + 1)]
-        return [pad(batch[first:end]) for first, end in itertools.pairwise(ends)]
+        return [pad(batch[first:end], samples[first:end]) for first, end in itertools.pairwise(ends)]
 
     def evaluation(self) -> list[MicroBatch]:
         """All held-out sequences, in batches; the last may be smaller."""
@@ -131,9 +151,14 @@ class Batches:
             completions=sum(tokens.labels[0] == NO_LOSS for tokens in self._held_out),
         )
 
-    def _at(self, place: int) -> Tokens:
+    def _at(self, place: int) -> int:
+        """The number of the sequence at that place."""
         epoch, index = divmod(place, len(self._train))
         if epoch != self._epoch[0]:
             order = generator("batches", *self._names, epoch).permutation(len(self._train))
             self._epoch = (epoch, order)
-        return self._train[int(self._epoch[1][index])]
+        return int(self._epoch[1][index])
+
+
+def _digest(tokens: Tokens) -> bytes:
+    return hashlib.sha256(np.array(tokens.ids, "<i8").tobytes()).digest()[:DIGEST_BYTES]

@@ -27,4 +27,5 @@ def cast(props: Props) -> Actor:
     store = DeviceStore(props.disk / "checkpoints", model=info.fingerprint)
     saved = [each for each in store.load() if props.resumed_at is None or each.step <= props.resumed_at]
     loader = make_loader(directory, info, corpus, device=props.birth.agent)
-    return Actor(role=DeviceRole(birth=props.birth, load=loader, saved=saved), sink=store.take)
+    role = DeviceRole(birth=props.birth, load=loader, saved=saved, cached=store.cached())
+    return Actor(role=role, sink=store.take, close=store.close)

@@ -83,7 +83,7 @@ def main(words: Sequence[str]) -> int:
         directory, info, corpus, device=agent, gradient_checkpointing=options.gradient_checkpointing
     )
     store = DeviceStore(state / "checkpoints", model=info.fingerprint)
-    role = DeviceRole(birth=birth, load=loader, saved=store.load(), gathering=tap)
+    role = DeviceRole(birth=birth, load=loader, saved=store.load(), cached=store.cached(), gathering=tap)
     if tap is None:
         return serve.serve(role, options, sink=store.take)
     with contextlib.closing(tap):

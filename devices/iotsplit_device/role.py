@@ -5,6 +5,7 @@ from typing import Protocol
 
 import msgspec
 
+from iotsplit.cache import Cache, CacheChange, new_cache
 from iotsplit.errors import MismatchError
 from iotsplit.messages import (
     Frame,
@@ -58,6 +59,7 @@ class DeviceRole:
         birth: what the device says of itself.
         load: makes the part and data ready for these settings; it remembers what it made.
         saved: checkpoints from before this start.
+        cached: what it remembered of its samples then.
         gathering: data that comes in while the device runs, if it has such.
     """
 
@@ -70,6 +72,7 @@ class DeviceRole:
         birth: Birth,
         load: Callable[[TrainingSettings], DeviceWork],
         saved: Sequence[Checkpoint] = (),
+        cached: CacheChange | None = None,
         gathering: Gathering | None = None,
     ) -> None:
         self.agent = birth.agent
@@ -79,6 +82,8 @@ class DeviceRole:
         self._looks_at = 0.0
         self._load = load
         self._saved = list(saved)
+        self._cached = cached
+        self._cache: Cache | None = None
         self._turns = Turns(lambda: self.birth.incarnation)
         self._assignment: Assignment | None = None
         self._fetch: Fetch | None = None
@@ -177,6 +182,7 @@ class DeviceRole:
         work = self._load(settings)
         work.load(self._held[1], assignment.round)
         work.session = assignment.session
+        work.cache = self._remember(assignment, settings) if assignment.task == "train" else None
         self._work = work
         frozen, trainable = work.sizes
         self.birth = msgspec.structs.replace(
@@ -190,6 +196,16 @@ class DeviceRole:
         sessions = WHOLE_SESSIONS if settings.federated else SESSIONS
         self._session = sessions[assignment.task](assignment, settings, work, self._turns)
         return self._session.begin(saved)
+
+    def _remember(self, assignment: Assignment, settings: TrainingSettings) -> Cache | None:
+        """What the session goes on from of what was sent before."""
+        if not settings.cache_bytes:
+            return None
+        if self._cache is None:
+            self._cache = new_cache(self.agent, settings, self._cached)
+            self._cached = None
+        self._cache.begin(assignment.session, assignment.cache)
+        return self._cache
 
     def _frame(self, frame: Frame, now: float) -> list[Output]:
         session = self._session

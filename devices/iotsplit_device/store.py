@@ -1,12 +1,17 @@
-"""The device's disk: its last three checkpoints, each a body of safetensors and a manifest with its digest."""
+"""The device's disk: its last three checkpoints, each a body of safetensors and a manifest with its digest.
+
+Beside them is what its edge remembers of its samples, if the fleet has it so.
+"""
 
 from pathlib import Path
 
 import msgspec
 import structlog
 
+from iotsplit.cache import CacheChange
 from iotsplit.errors import UsageError
 from iotsplit.role import Local
+from iotsplit.runtime.cachefile import CacheFile
 from iotsplit.runtime.files import read_checked, replace, sha256, writing
 from iotsplit.states import Event, Metrics
 from iotsplit_device.records import Checkpoint, Unusable
@@ -38,6 +43,15 @@ class DeviceStore:
     def __init__(self, directory: Path, *, model: str) -> None:
         self._directory = directory
         self._model = model
+        self._caches = CacheFile(directory / "samples.db")
+
+    def cached(self) -> CacheChange | None:
+        """What is remembered of the device's samples, if anything is."""
+        return next(iter(self._caches.load().values()), None)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._caches.close()
 
     def load(self) -> list[Checkpoint]:
         """Checkpoints that are whole; one that a power cut has torn is told of and passed over.
@@ -49,16 +63,21 @@ class DeviceStore:
         return [checkpoint for checkpoint in found if checkpoint is not None]
 
     def take(self, kept: Local | Metrics | Event) -> None:
-        """Save a checkpoint: when this returns it is on the disk. Tell of one that the session cannot use.
+        """Save a checkpoint, or what is remembered: when this returns it is on the disk.
+
+        Tell of a checkpoint that the session cannot use.
 
         Raises:
             RunFailedError: the disk is full or cannot be written.
         """
         if isinstance(kept, Unusable):
             log.warning("a checkpoint does not fit and is passed over", step=kept.step, reason=kept.reason)
-        if not isinstance(kept, Checkpoint):
+        if not isinstance(kept, Checkpoint | CacheChange):
             return
         with writing(self._directory, fix="free space there or choose another --state-dir"):
+            if isinstance(kept, CacheChange):
+                self._caches.take(kept)
+                return
             self._directory.mkdir(parents=True, exist_ok=True)
             replace(self._directory / f"{kept.step}.safetensors", kept.body)
             manifest = _Manifest(

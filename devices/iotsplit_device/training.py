@@ -129,6 +129,9 @@ class Training(Asking):
         raise MalformedMessageError(f"a {frame.identity.kind} in a training session")
 
     def _answer(self, frame: Frame, want: Want) -> list[Output]:
+        if want.samples:
+            rows = self._work.rows(want.samples)
+            return [self.backup.send(rows, Tier.EDGE, (frame.step, frame.micro_batch))] if rows.samples else []
         again = self.backup.again(wanted_by(frame, want))
         if again is not None:
             return [again]
@@ -195,7 +198,12 @@ class Training(Asking):
         self._batches = []
         self.awaited = Awaited()
         update = Update(tier=Tier.DEVICE, tokens=self._trained_tokens, tensors=self._work.update())
-        return [self.backup.keep(update, Tier.CLOUD, (self._step, 0))]
+        return [*self._remembered(), self.backup.keep(update, Tier.CLOUD, (self._step, 0))]
+
+    def _remembered(self) -> list[Output]:
+        """What has to be on the disk before anything that is said later leaves."""
+        change = self._work.cache.take_change() if self._work.cache is not None else None
+        return [] if change is None else [change]
 
     def _save(self) -> list[Output]:
         if self._step % self._settings.checkpoint_every:
@@ -211,7 +219,7 @@ class Training(Asking):
             self._saved = [*(each for each in self._saved if each.step >= oldest), checkpoint]
         # It is on the disk before anything that is said later leaves.
         self.backup.checkpoint = max(self._step, self.backup.checkpoint)
-        return [checkpoint]
+        return [*self._remembered(), checkpoint]
 
     def _metrics(self) -> Metrics:
         on_device = self._settings.labels is Labels.DEVICE

@@ -1,26 +1,32 @@
 """The tensor side of a device's session: its part, its LoRA parameters, its data."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 
+from iotsplit.cache import Cache
 from iotsplit.errors import DivergedError
 from iotsplit.messages import (
     Activation,
+    Cached,
+    DeviceRows,
     Gradient,
     Identity,
+    PackedTensor,
     Score,
     TailGradient,
     TailHidden,
 )
 from iotsplit.plan import Labels
 from iotsplit.settings import TrainingSettings
-from iotsplit.tensors import adapters, updates
+from iotsplit.tensors import adapters, remembered, updates
 from iotsplit.tensors.aggregation import trained_in
 from iotsplit.tensors.boundary import Boundary
 from iotsplit.tensors.compression import pack_integers
 from iotsplit.tensors.exchange import CodecError, Exchange
 from iotsplit.tensors.parts import Part, sizes
+from iotsplit.tensors.remembered import Remembered
 from iotsplit.tensors.trained import Trained
 from iotsplit_device.batches import Batches, MicroBatch
 
@@ -47,6 +53,8 @@ class DeviceWork:
         self._start = self._trained.values()
         self.session = ""
         """Name of the session at hand."""
+        self.cache: Cache | None = None
+        """What its edge remembers of the device's samples, if it remembers any."""
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -76,13 +84,25 @@ class DeviceWork:
         """Run a micro-batch through the part; its graph stays open until the gradient comes."""
         hidden = self.part(batch.ids, batch.mask)  # (batch, time, width)
         sent = self._boundary.open(key, None, hidden)
-        return self._activation(sent, batch, step_tokens, steps, at=self._at(key, "activation"))
+        name = self._at(key, "activation")
+        if self.cache is None:
+            return self._activation(self._exchange.pack_hidden(sent, name), batch, step_tokens, steps)
+        packed, cached = remembered.pack(
+            self._exchange, self.cache, sent, _rows(batch, self.cache, key), name=name
+        )
+        return self._activation(packed, batch, step_tokens, steps, cached=cached)
+
+    def rows(self, samples: Sequence[int]) -> DeviceRows:
+        """What is remembered of samples, of those that are."""
+        cache = self.cache
+        known = () if cache is None else tuple(sample for sample in samples if sample in cache)
+        return DeviceRows(samples=known, rows=tuple(cache[sample] for sample in known) if cache else ())
 
     def infer(self, batch: MicroBatch, *, steps: int) -> Activation:
         """Run held-out data through the part, without a graph."""
         with torch.no_grad():
             hidden = self.part(batch.ids, batch.mask)  # (batch, time, width)
-        return self._activation(hidden, batch, batch.tokens, steps)
+        return self._activation(self._exchange.pack_hidden(hidden), batch, batch.tokens, steps)
 
     def unpack_gradient(self, content: Gradient, batch: MicroBatch) -> torch.Tensor:
         """The gradient by the micro-batch's hidden states, checked."""
@@ -162,21 +182,34 @@ class DeviceWork:
 
     def _activation(
         self,
-        hidden: torch.Tensor,
+        hidden: PackedTensor,
         batch: MicroBatch,
         step_tokens: int,
         steps: int,
         *,
-        at: Identity | None = None,
+        cached: Cached | None = None,
     ) -> Activation:
         to_cloud = self.settings.labels is Labels.CLOUD
         return Activation(
-            hidden=self._exchange.pack_hidden(hidden, at),
+            hidden=hidden,
             mask=pack_integers(batch.mask.to(torch.uint8)),
             labels=pack_integers(batch.labels.to(torch.int32)) if to_cloud else None,
             step_tokens=step_tokens,
             steps=steps,
+            cached=cached,
         )
 
     def _shape(self, batch: MicroBatch) -> tuple[int, ...]:
         return (*batch.ids.shape, self.part.width)
+
+
+def _rows(batch: MicroBatch, cache: Cache, at: Key) -> Remembered:
+    """The micro-batch's samples, and which of them are remembered."""
+    return Remembered(
+        at,
+        lengths=tuple(batch.mask.sum(dim=1).tolist()),
+        samples=tuple(sample.number for sample in batch.samples),
+        known=tuple(cache.holds(sample.number, sample.digest) for sample in batch.samples),
+        empty=not len(cache),
+        digests=tuple(sample.digest for sample in batch.samples),
+    )

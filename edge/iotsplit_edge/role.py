@@ -23,6 +23,7 @@ from iotsplit.states import (
 )
 from iotsplit.tensors.exchange import as_metrics
 from iotsplit_edge.evaluation import Evaluation
+from iotsplit_edge.remembering import Caches, new_caches
 from iotsplit_edge.session import EdgeSession, Training
 from iotsplit_edge.start import Start
 from iotsplit_edge.work import EdgeWork
@@ -60,6 +61,7 @@ class EdgeRole:
         self._sessions: dict[str, EdgeSession] = {}  # by device
         self._fetches: dict[str, Fetch] = {}  # by the version's digest
         self._early: dict[str, list[Frame]] = {}  # by device, until its session begins
+        self._caches: dict[str, Caches] = {}  # by device
         self._shelf = Shelf()
         self._again = Again()
 
@@ -131,6 +133,8 @@ class EdgeRole:
         if mine and assignment.ends_at and session and session.backup.assignment.session == assignment.session:
             return self._look_back(session, session.end_early(assignment), now)
         said = self._end(device, goes_on=assignment.session)
+        if not mine and assignment.task == "train":
+            self._caches.pop(device, None)  # another edge goes on from here
         if mine and assignment.task in TASKS and assignment.settings is not None:
             self._look_for_start(assignment, now)
         self._forget_versions()
@@ -200,12 +204,7 @@ class EdgeRole:
         del self._starts[device]
         frozen, trainable = work.sizes
         self.birth = msgspec.structs.replace(self.birth, part_parameters=frozen, trainable_parameters=trainable)
-        session: EdgeSession
-        if assignment.task == "evaluate":
-            session = Evaluation(assignment, settings, work)
-        else:
-            session = Training(start, settings, work, turns=self._turns, chunk_bytes=self._chunk_bytes)
-        self._sessions[device] = session
+        session = self._sessions[device] = self._session(start, settings, work)
         said: list[Output] = [message for head in start.foreign.values() for message in clear_checkpoint(head)]
         said += session.begin(now)
         for frame in self._early.pop(device, []):
@@ -217,6 +216,20 @@ class EdgeRole:
             except PeerError as error:
                 said.append(Refused(message=frame, error=error))
         return said
+
+    def _session(self, start: Start, settings: TrainingSettings, work: EdgeWork) -> EdgeSession:
+        if start.assignment.task == "evaluate":
+            return Evaluation(start.assignment, settings, work)
+        work.caches = self._remember(start.assignment, settings)
+        return Training(start, settings, work, turns=self._turns, chunk_bytes=self._chunk_bytes)
+
+    def _remember(self, assignment: Assignment, settings: TrainingSettings) -> Caches | None:
+        """What the session goes on from of what was sent before."""
+        if not settings.cache_bytes:
+            return None
+        caches = self._caches.setdefault(assignment.device, new_caches(assignment.device, settings))
+        caches.begin(assignment.session, assignment.cache)
+        return caches
 
     def _stuck(self, start: Start) -> Frame:
         backup = Backup(start.assignment, Tier.EDGE, every=1)

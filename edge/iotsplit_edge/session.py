@@ -1,11 +1,13 @@
 """One session on the edge: activations go up, gradients come down, what concerns only the ends is passed on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from iotsplit.errors import PeerError
 from iotsplit.messages import (
     Activation,
+    CloudRows,
+    DeviceRows,
     Frame,
     Gradient,
     Identity,
@@ -25,6 +27,7 @@ from iotsplit.settings import TrainingSettings
 from iotsplit.states import Assignment, CheckpointHead, Metrics
 from iotsplit.tensors.exchange import CodecError
 from iotsplit_edge.relay import answer, pass_on
+from iotsplit_edge.remembering import ROWS
 from iotsplit_edge.start import Start
 from iotsplit_edge.work import EdgeWork, Key
 
@@ -132,8 +135,8 @@ class Training:
         """Take a frame from the device or from the cloud."""
         if self._problem:
             return self._give_up(self._problem)  # the cloud may not have heard of it
-        if isinstance(frame.content, Want | Resume | Stuck):
-            return self._reply(frame)
+        if isinstance(frame.content, Want | Resume | Stuck | DeviceRows | CloudRows):
+            return self._reply(frame, now)
         key = (frame.step, frame.micro_batch)
         from_below = frame.tier is Tier.DEVICE
         match frame.content:
@@ -170,8 +173,10 @@ class Training:
         self.awaited = Awaited()
         return [self.backup.send(Stuck(reason=problem, unfit=True), Tier.CLOUD)]
 
-    def _reply(self, frame: Frame) -> list[Output]:
+    def _reply(self, frame: Frame, now: float) -> list[Output]:
         match frame.content:
+            case DeviceRows() | CloudRows() as rows:
+                return self._recall(frame, rows, now)
             case Want() as want:
                 return self._answer(frame, want)
             case Resume() as resume if self.backup.is_news(frame, resume):
@@ -182,10 +187,13 @@ class Training:
 
     def ask(self, now: float) -> list[Output]:
         """Requests for what is late."""
-        return [
-            self.backup.send(Want(wanted=late.kind), SOURCE[late.kind], (late.step, late.micro_batch))
-            for late in self.awaited.late(now, self._here)
-        ]
+        return [self._want(late) for late in self.awaited.late(now, self._here)]
+
+    def _want(self, identity: Identity) -> Frame:
+        samples = tuple(self._lost().get(identity.kind, ()))
+        source = (SOURCE | ROWS)[identity.kind]
+        want = Want(wanted=identity.kind, samples=samples)
+        return self.backup.send(want, source, (identity.step, identity.micro_batch))
 
     def codec_errors(self) -> list[CodecError]:
         """What the codec has lost of tensors that were sent since the last call."""
@@ -224,13 +232,45 @@ class Training:
                 said.append(Refused(message=frame, error=error))
                 if self.awaited.is_hopeless(frame.identity, error):
                     said += self._give_up(str(error))
-        return said
+        return [*said, *self._ask_for_rows(now)]
 
     def _next_frame(self) -> Frame | None:
         """What can be treated now; activations of a step only when the step before is over."""
-        if self._forward[0] == self._backward[0] and self._forward in self._early:
+        if self._forward[0] == self._backward[0] and self._forward in self._early and not self._lost():
             return self._early.pop(self._forward)
         return self._gradients.pop(self._backward, None) if self._backward < self._forward else None
+
+    def _lost(self) -> Mapping[str, Sequence[int]]:
+        """Samples that the next activation needs and that are lost, by the kind of frame that has them."""
+        frame = self._early.get(self._forward)
+        if frame is None or not isinstance(frame.content, Activation):
+            return {}
+        try:
+            return self._work.missing(self._forward, frame.content)
+        except PeerError:
+            return {}  # it is refused when its turn comes
+
+    def _ask_for_rows(self, now: float) -> list[Output]:
+        asked = [self._identity(kind, self._forward) for kind in self._lost()]
+        new = [identity for identity in asked if identity not in self.awaited]
+        for identity in new:
+            self.awaited.expect(identity, now)
+        return [self._want(identity) for identity in new]
+
+    def _recall(self, frame: Frame, rows: DeviceRows | CloudRows, now: float) -> list[Output]:
+        """Take in what a neighbour still remembers of the next activation's samples."""
+        activation = self._early.get(self._forward)
+        wanted = frame.identity in self.awaited and frame.tier is ROWS[frame.identity.kind]
+        if not wanted or activation is None or not isinstance(activation.content, Activation):
+            return []
+        try:
+            self._work.recall(self._forward, activation.content, rows)
+        except PeerError as error:
+            if self.awaited.is_hopeless(frame.identity, error):
+                return self._give_up(str(error))
+            raise
+        self.awaited.arrived(frame.identity, now)
+        return self._go_on(now)
 
     def _send_up(self, content: Activation, now: float) -> list[Output]:
         key = self._forward
@@ -238,7 +278,8 @@ class Training:
         if key[1] == 0:
             self._step_tokens = content.step_tokens
         self._forward = self._after(key)
-        self.awaited.arrived(self._identity("activation", key), now)
+        for kind in ("activation", *ROWS):
+            self.awaited.arrived(self._identity(kind, key), now)
         self.awaited.expect(self._identity("gradient", key), now)
         if self._labels_stay:
             self.awaited.expect(self._identity("tail_hidden", key), now)

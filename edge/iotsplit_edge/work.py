@@ -1,17 +1,31 @@
 """The tensor side of an edge: one frozen part, and LoRA parameters with their optimizer for each session."""
 
+from collections.abc import Mapping, Sequence
+
 import torch
 
-from iotsplit.messages import Activation, Gradient, Identity, TailGradient, TailHidden
+from iotsplit.errors import TensorRefusedError
+from iotsplit.messages import (
+    Activation,
+    Cached,
+    CloudRows,
+    DeviceRows,
+    Gradient,
+    Identity,
+    TailGradient,
+    TailHidden,
+)
 from iotsplit.plan import Labels
 from iotsplit.settings import TrainingSettings
-from iotsplit.tensors import adapters, updates
+from iotsplit.tensors import adapters, remembered, updates
 from iotsplit.tensors.aggregation import trained_in
 from iotsplit.tensors.boundary import Boundary
 from iotsplit.tensors.compression import unpack_labels, unpack_mask
 from iotsplit.tensors.exchange import CodecError, Exchange
 from iotsplit.tensors.parts import Part, sizes
+from iotsplit.tensors.remembered import Remembered
 from iotsplit.tensors.trained import Trained
+from iotsplit_edge.remembering import Caches
 
 Key = tuple[int, int]
 """Step and micro-batch."""
@@ -39,6 +53,8 @@ class EdgeWork:
         self._shapes: dict[Key, tuple[int, ...]] = {}
         self.session = ""
         """Name of the session."""
+        self.caches: Caches | None = None
+        """What is remembered of the device's samples, if anything is."""
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -52,8 +68,15 @@ class EdgeWork:
             PeerError: the activation cannot be used; a DivergedError if what was made of it cannot.
         """
         shape = self._exchange.shape_of(content)
-        hidden = self._exchange.unpack_hidden(content.hidden, shape)  # (batch, time, width)
         mask = unpack_mask(content.mask, shape[:2])
+        of = remembered.of_activation(content, mask, key)
+        caches = self.caches if training else None
+        if (of is None) != (caches is None):
+            raise TensorRefusedError("an activation that is remembered at one end only")
+        if of is None or caches is None:
+            hidden = self._exchange.unpack_hidden(content.hidden, shape)  # (batch, time, width)
+        else:
+            hidden = remembered.unpack(self._exchange, caches.below, content, of)
         if self._settings.labels is Labels.CLOUD:
             # What is passed on is not taken a second time: here garbage must not stand in the real one's way.
             unpack_labels(content.labels, shape[:2], self._part.vocabulary, most=content.step_tokens)
@@ -63,13 +86,39 @@ class EdgeWork:
         self._shapes[key] = shape
         if training:
             out = self._boundary.open(key, hidden, out)
+        name = self._at(key, "activation") if training else None
+        cached: Cached | None = None
+        if of is None or caches is None:
+            packed = self._exchange.pack_hidden(out, name)
+        else:
+            packed, cached = remembered.pack(self._exchange, caches.above, out, of, name=name)
         return Activation(
-            hidden=self._exchange.pack_hidden(out, self._at(key, "activation") if training else None),
+            hidden=packed,
             mask=content.mask,
             labels=content.labels,
             step_tokens=content.step_tokens,
             steps=content.steps,
+            cached=cached,
         )
+
+    def missing(self, key: Key, content: Activation) -> Mapping[str, Sequence[int]]:
+        """Samples of which changes have come and that are lost, by the kind of frame that has them.
+
+        Raises:
+            PeerError: the activation cannot be used.
+        """
+        of, width = self._of(key, content)
+        return {} if of is None or self.caches is None else self.caches.missing(of, width)
+
+    def recall(self, key: Key, content: Activation, rows: DeviceRows | CloudRows) -> None:
+        """Take in what a neighbour still remembers of an activation's samples.
+
+        Raises:
+            PeerError: it is not of them.
+        """
+        of, width = self._of(key, content)
+        if of is not None and self.caches is not None:
+            self.caches.recall(rows, of, width)
 
     def knows(self, key: Key) -> bool:
         """Whether the shape of what went up at `key` is known."""
@@ -103,6 +152,11 @@ class EdgeWork:
         below = self._boundary.close(key, gradient)
         assert below is not None  # noqa: S101 - an edge's inputs always carry a gradient
         return Gradient(gradient=self._exchange.pack_gradient(below, self._at(key, "gradient")))
+
+    def _of(self, key: Key, content: Activation) -> tuple[Remembered | None, int]:
+        """What an activation is of, and its width."""
+        shape = self._exchange.shape_of(content)
+        return remembered.of_activation(content, unpack_mask(content.mask, shape[:2]), key), shape[2]
 
     def codec_errors(self) -> list[CodecError]:
         """What the codec has lost of tensors that were sent since the last call."""

@@ -2,11 +2,11 @@
 
 import importlib.util
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from iotsplit.errors import PeerError
-from iotsplit.messages import Contents, PackedTensor, Update, decode_content
+from iotsplit.messages import Activation, Contents, PackedTensor, Update, decode_content
 from iotsplit.tape.letters import FRAMES, Letter
 
 
@@ -79,6 +79,9 @@ def tensors_in(content: Contents, *, values: bool) -> Iterator[Tensor]:
         packed = getattr(content, name)
         if isinstance(packed, PackedTensor):
             yield _unpacked(name, packed) if values else _described(name, packed)
+    if isinstance(content, Activation) and content.cached is not None:
+        problem = "what it is a change of is known only to its ends" if values else ""
+        yield replace(_described("change", content.cached.change), problem=problem)
 
 
 def tensors_in_file(body: bytes) -> Iterator[Tensor]:

@@ -7,7 +7,7 @@ fp32     float32 values
 bf16     upper halves of float32 values, rounded half to even: all high bytes, then all low bytes
 int8     rotated blocks of 64 values in 8 bits, see `iotsplit.tensors.rotated`
 int4     the same in 4 bits, and 8 channels of the tensor apart
-int3     the same in 3 bits, and none apart: enough for gradients
+int2     rotated blocks in 2 bits, see `iotsplit.tensors.normal`: enough for gradients
 i32      token ids and labels
 u8       masks, and ids or labels if all are within 0..255
 =======  =====================================================================================
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from iotsplit.errors import NotFiniteError, TensorRefusedError
 from iotsplit.messages import PackedTensor
 from iotsplit.settings import Codec
+from iotsplit.tensors import normal
 from iotsplit.tensors.rotated import Rotated
 
 Shape = tuple[int, ...]
@@ -34,7 +35,6 @@ NO_LABEL = -100
 
 INT8 = Rotated(bits=8, apart=0)
 INT4 = Rotated(bits=4, apart=8)
-INT3 = Rotated(bits=3, apart=0)
 
 _LARGEST_U8 = 255
 _INT32 = np.iinfo(np.int32)
@@ -70,7 +70,7 @@ def pack(tensor: torch.Tensor, codec: Codec, *, largest_norm: float = math.inf) 
         TensorRefusedError: the norm is too large.
     """
     values = tensor.detach().to(torch.float32)
-    _check_norm(values, largest_norm, "tensor to send")
+    check_norm(values, largest_norm, "tensor to send")
     tokens, width = _rows(tuple(values.shape))
     data = SCHEMES[codec].pack(values.reshape(tokens, width).contiguous())
     return PackedTensor(scheme=codec.value, shape=tuple(tensor.shape), data=data)
@@ -98,16 +98,20 @@ def unpack(packed: PackedTensor, *, shape: Shape, codec: Codec, largest_norm: fl
     _check(packed, (codec.value,), shape, scheme.size_bytes(tokens, width))
     # A copy of torch's own, aligned to 64 bytes: elsewhere matrix kernels may sum in another order.
     values = torch.from_numpy(scheme.unpack(packed.data, tokens, width)).reshape(shape).clone()
-    _check_norm(values, largest_norm, "tensor received")
+    check_norm(values, largest_norm, "tensor received")
     return values
 
 
 def relative_error(packed: PackedTensor, tensor: torch.Tensor, codec: Codec) -> float:
     """What a codec has lost: ‖decoded - x‖ / ‖x‖, and 0 for a tensor of zeros that is read as zeros."""
+    return lost(tensor, unpack(packed, shape=tuple(tensor.shape), codec=codec))
+
+
+def lost(tensor: torch.Tensor, read: torch.Tensor) -> float:
+    """What is lost of a tensor that is read as another: ‖read - x‖ / ‖x‖, and 0 for zeros read as zeros."""
     exact = tensor.detach().to(torch.float64)
-    decoded = unpack(packed, shape=tuple(tensor.shape), codec=codec).to(torch.float64)
-    lost, size = (float(torch.linalg.vector_norm(each)) for each in (decoded - exact, exact))
-    return min(lost / size, 1e300) if size else float(lost > 0)
+    error, size = (float(torch.linalg.vector_norm(each)) for each in (read.to(torch.float64) - exact, exact))
+    return min(error / size, 1e300) if size else float(error > 0)
 
 
 def pack_integers(tensor: torch.Tensor) -> PackedTensor:
@@ -229,7 +233,13 @@ def _check(packed: PackedTensor, schemes: tuple[str, ...], shape: Shape, size_by
         raise TensorRefusedError(f"{len(packed.data)} bytes instead of {size_bytes}")
 
 
-def _check_norm(values: torch.Tensor, largest: float, name: str) -> None:
+def check_norm(values: torch.Tensor, largest: float, name: str) -> None:
+    """Look whether values are finite, and their Euclidean norm is not too large.
+
+    Raises:
+        NotFiniteError: they are not finite.
+        TensorRefusedError: the norm is too large.
+    """
     # NaN and infinity pass through the sum of squares: one look at the values finds everything.
     norm = float(torch.linalg.vector_norm(values))
     if norm <= largest and norm < math.inf:
@@ -264,7 +274,12 @@ SCHEMES: dict[Codec, Scheme] = {
     ),
     Codec.INT8: _rotated(INT8),
     Codec.INT4: _rotated(INT4),
-    Codec.INT3: _rotated(INT3),
+    Codec.INT2: Scheme(
+        pack=normal.pack,
+        unpack=normal.unpack,
+        size_bytes=normal.size_bytes,
+        largest_error=normal.LARGEST_ERROR,
+    ),
 }
 
 _INTEGERS: dict[str, np.dtype[Any]] = {"i32": np.dtype("<i4"), "u8": np.dtype("u1")}

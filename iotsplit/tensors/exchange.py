@@ -12,7 +12,7 @@ from iotsplit.plan import Tier
 from iotsplit.settings import Codec, TrainingSettings
 from iotsplit.states import Metrics, TensorKind
 from iotsplit.tensors.bounds import largest_hidden
-from iotsplit.tensors.compression import SCHEMES, Shape, pack, relative_error, unpack
+from iotsplit.tensors.compression import SCHEMES, Shape, check_norm, lost, pack, relative_error, unpack
 
 _WORD = 2**64
 
@@ -69,6 +69,8 @@ class Exchange:
             TensorRefusedError: more than was agreed, or more loss tokens than there can be.
         """
         shape = content.hidden.shape
+        if content.cached is not None:  # others of its rows come as changes
+            shape = (len(content.cached.samples), *shape[1:])
         most = (self._settings.batch_size, self._settings.sequence_length, self._width)
         fits = len(shape) == len(most) and all(0 < n <= m for n, m in zip(shape, most, strict=True))
         if not fits or shape[2] != self._width:
@@ -80,7 +82,8 @@ class Exchange:
 
     def largest_error(self, kind: str) -> float:
         """Bound of what the codec loses of tensors of that kind, relative to their norm."""
-        return SCHEMES[self._codec_of(kind)].largest_error
+        error = SCHEMES[self._codec_of(kind)].largest_error
+        return max(error, 1.0) if kind == "activation" and self._settings.cache_bytes else error
 
     def take_errors(self) -> list[CodecError]:
         """What was measured since the last call."""
@@ -129,6 +132,19 @@ class Exchange:
         """
         largest = self._settings.norm_bound
         return unpack(packed, shape=shape, codec=self._settings.gradient_codec, largest_norm=largest)
+
+    def check_hidden(self, hidden: torch.Tensor) -> None:
+        """Look whether hidden states that were read are acceptable.
+
+        Raises:
+            PeerError: they are not finite, or too large.
+        """
+        check_norm(hidden, largest_hidden(hidden.numel(), self._settings.norm_bound), "tensor received")
+
+    def measure(self, sent: torch.Tensor, read: torch.Tensor, at: Identity) -> None:
+        """Note what was lost of a tensor between the ends, if that is measured in its micro-batch."""
+        if is_checked(at, self._settings):
+            self._errors.append(CodecError(at, lost(sent, read)))
 
     def _codec_of(self, kind: str) -> Codec:
         settings = self._settings

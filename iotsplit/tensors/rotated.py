@@ -10,10 +10,9 @@ the scheme's number of channels that are sent apart, or the width if that is les
 
 - apart channel numbers, 16 bits each, ascending;
 - tokens x apart values of these channels, each the upper half of a float32 (bf16);
-- tokens x blocks scales, bf16, of a block's largest rotated magnitude / 127 (8 bits), / 7 (4) or / 3 (3);
-- the rotated values of each block: 64 bytes, two's complement (8 bits); 32 bytes, channels 2i (low four bits)
-  and 2i + 1, each plus 8 (4 bits); or 24 bytes, of which each three are a number of 24 bits, channel 8i in its
-  lowest three bits to 8i + 7 in its highest, each plus 4 (3 bits).
+- tokens x blocks scales, bf16, of a block's largest rotated magnitude / 127 (8 bits) or / 7 (4);
+- the rotated values of each block: 64 bytes, two's complement (8 bits); or 32 bytes, channels 2i (low four
+  bits) and 2i + 1, each plus 8 (4 bits).
 
 Apart are those whose largest magnitude over all tokens is the largest; of equal ones the first.
 ``H x`` is computed in float32 by six stages, k = 0 to 5: of each two channels i and i + 2^k, where bit k of
@@ -40,8 +39,7 @@ from iotsplit.errors import NotFiniteError, TensorRefusedError
 
 BLOCK = 64
 NIBBLE = 4
-BYTE = 8
-_TOGETHER = 8  # values of three bits that have whole bytes
+_OFFSET = 8  # of stored four bits
 _ROOT = 8.0  # of BLOCK: the matrix of +1 and -1, divided by it, is orthogonal
 _LARGEST_SCALES = 4.2  # of the error of a block
 _BF16 = 2.0**-8  # relative error of a value that is sent apart, and to spare
@@ -54,7 +52,7 @@ class Rotated:
     """A number of bits, and what is sent apart.
 
     Args:
-        bits: of a rotated value, 3, 4 or 8.
+        bits: of a rotated value, 4 or 8.
         apart: channels of a tensor that are sent apart.
     """
 
@@ -83,16 +81,16 @@ class Rotated:
             NotFiniteError: a scale, or a value that is sent apart, is not finite.
         """
         matrix = values.numpy()
-        channels = self._strongest(matrix)
-        rotated = _rotate(_columns(matrix, channels))  # (64, tokens x blocks)
+        channels = strongest(matrix, self.apart)
+        rotated = rotate(columns(matrix, channels))  # (64, tokens x blocks)
         largest = np.abs(np.maximum(rotated.max(axis=0), -rotated.min(axis=0)))  # no -0: one zero for all
-        scales = _to_bf16(largest / np.float32(self.largest * _ROOT))
-        steps = _from_bf16(scales) * np.float32(_ROOT)
+        scales = to_bf16(largest / np.float32(self.largest * _ROOT))
+        steps = from_bf16(scales) * np.float32(_ROOT)
         # A block of zeros has scale 0, and 0 / 1 is as good as any.
         rotated /= np.where(steps > 0, steps, np.float32(1))
         np.rint(rotated, out=rotated)
         np.clip(rotated, -self.largest, self.largest, out=rotated)
-        parts = (channels.astype("<u2"), _to_bf16(matrix[:, channels]), scales, self._stored(rotated))
+        parts = (channels.astype("<u2"), to_bf16(matrix[:, channels]), scales, self._stored(rotated))
         return b"".join(part.data for part in parts)
 
     def unpack(self, data: bytes, tokens: int, width: int) -> Values:
@@ -107,7 +105,7 @@ class Rotated:
         channels = halves[:apart].astype(np.int64)
         if apart and (channels[-1] >= width or (np.diff(channels) <= 0).any()):
             raise TensorRefusedError("channels that are not ascending, or outside of the width")
-        strong, scales = np.split(_from_bf16(halves[apart:]), [tokens * apart])
+        strong, scales = np.split(from_bf16(halves[apart:]), [tokens * apart])
         if not (np.isfinite(strong).all() and np.isfinite(scales).all()):
             raise NotFiniteError("tensor received")
         rotated = self._read(data, offset=halves.nbytes, count=count)
@@ -124,65 +122,38 @@ class Rotated:
     def _apart(self, width: int) -> int:
         return min(self.apart, width)
 
-    def _strongest(self, matrix: Values) -> NDArray[np.int64]:
-        """Numbers of the channels that are sent apart, ascending."""
-        tokens, width = matrix.shape
-        apart = self._apart(width)
-        if not apart or not tokens:
-            return np.arange(apart)
-        largest = np.maximum(matrix.max(axis=0), -matrix.min(axis=0))
-        return np.sort(np.argsort(-largest, kind="stable")[:apart])
-
     def _stored(self, rotated: Values) -> NDArray[Any]:
         """Whole numbers (64, blocks) as (blocks, bytes)."""
-        if self.bits == BYTE:
+        if self.bits != NIBBLE:
             return rotated.astype(np.int8).T.copy(order="C")
-        rotated += self._offset
+        rotated += _OFFSET
         whole = rotated.astype(np.uint8)
-        if self.bits == NIBBLE:
-            return (whole[0::2] | (whole[1::2] << 4)).T.copy(order="C")
-        return _in_threes(whole)
+        return (whole[0::2] | (whole[1::2] << 4)).T.copy(order="C")
 
     def _read(self, data: bytes, *, offset: int, count: int) -> torch.Tensor:
         """``H q`` of each block: (count, 64), sums of integers, and so exact in any order."""
         stored = np.frombuffer(data, np.uint8, offset=offset).reshape(count, self._block_bytes)
-        if self.bits == BYTE:
+        if self.bits != NIBBLE:
             return torch.from_numpy(stored.view(np.int8).astype(np.float32)) @ hadamard()
-        if self.bits == NIBBLE:
-            halves = np.empty((count, BLOCK), np.float32)  # first all even channels, then all odd ones
-            halves[:, : BLOCK // 2] = stored & 15
-            halves[:, BLOCK // 2 :] = stored >> 4
-            sums = torch.from_numpy(halves) @ _hadamard_by_halves()
-        else:
-            sums = torch.from_numpy(_of_threes(stored)) @ hadamard()
-        sums[:, 0] -= self._offset * BLOCK  # the offset of all is in channel 0 alone
+        halves = np.empty((count, BLOCK), np.float32)  # first all even channels, then all odd ones
+        halves[:, : BLOCK // 2] = stored & 15
+        halves[:, BLOCK // 2 :] = stored >> 4
+        sums = torch.from_numpy(halves) @ _hadamard_by_halves()
+        sums[:, 0] -= _OFFSET * BLOCK  # the offset of all is in channel 0 alone
         return sums
 
-    @property
-    def _offset(self) -> int:
-        """Added to stored values of few bits, so that none is negative."""
-        return 1 << (self.bits - 1)
+
+def strongest(matrix: Values, most: int) -> NDArray[np.int64]:
+    """Numbers of the channels whose largest magnitude in (tokens, width) is the largest, ascending."""
+    tokens, width = matrix.shape
+    count = min(most, width)
+    if not count or not tokens:
+        return np.arange(count)
+    largest = np.maximum(matrix.max(axis=0), -matrix.min(axis=0))
+    return np.sort(np.argsort(-largest, kind="stable")[:count])
 
 
-def _in_threes(whole: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Numbers from 0 to 7 (64, blocks) as (blocks, 24) bytes."""
-    numbers = np.zeros((BLOCK // _TOGETHER, whole.shape[1]), "<u4")
-    for place in range(_TOGETHER):
-        numbers |= whole[place::_TOGETHER].astype("<u4") << np.uint32(3 * place)
-    return numbers.T.copy(order="C").view(np.uint8).reshape(-1, _TOGETHER, 4)[:, :, :3].copy(order="C")
-
-
-def _of_threes(stored: NDArray[np.uint8]) -> Values:
-    """(blocks, 24) bytes as numbers from 0 to 7 (blocks, 64)."""
-    low, middle, high = (stored[:, at::3].astype(np.uint32) for at in range(3))  # (blocks, 8)
-    numbers = low | middle << np.uint32(8) | high << np.uint32(16)
-    values = np.empty((len(stored), BLOCK), np.float32)
-    for place in range(_TOGETHER):
-        values[:, place::_TOGETHER] = numbers >> np.uint32(3 * place) & np.uint32(7)
-    return values
-
-
-def _to_bf16(values: Values) -> NDArray[np.uint16]:
+def to_bf16(values: Values) -> NDArray[np.uint16]:
     """The nearest upper halves of float32, ties to even.
 
     Raises:
@@ -194,29 +165,30 @@ def _to_bf16(values: Values) -> NDArray[np.uint16]:
     return halves.view(torch.int16).numpy().view(np.uint16).astype("<u2", copy=False)
 
 
-def _from_bf16(halves: NDArray[np.uint16]) -> Values:
+def from_bf16(halves: NDArray[np.uint16]) -> Values:
+    """Float32 values of upper halves."""
     return (halves.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
-def _columns(matrix: Values, apart: NDArray[np.int64]) -> Values:
+def columns(matrix: Values, apart: NDArray[np.int64]) -> Values:
     """The blocks of (tokens, width) as columns of a new array, zeros where it is padded and where `apart`."""
     tokens, width = matrix.shape
     padded = matrix
     if width % BLOCK:
         padded = np.zeros((tokens, _blocks(width) * BLOCK), np.float32)
         padded[:, :width] = matrix
-    columns = padded.reshape(-1, BLOCK).T.copy(order="C")
+    blocks = padded.reshape(-1, BLOCK).T.copy(order="C")
     for channel in apart:
-        columns[channel % BLOCK, channel // BLOCK :: _blocks(width)] = 0
-    return columns
+        blocks[channel % BLOCK, channel // BLOCK :: _blocks(width)] = 0
+    return blocks
 
 
-def _rotate(columns: Values) -> Values:
+def rotate(blocks: Values) -> Values:
     """H times each column (not divided by 8); takes the array over.
 
     A matrix product would add up in an order that depends on the machine's kernels.
     """
-    here, there = columns, np.empty_like(columns)
+    here, there = blocks, np.empty_like(blocks)
     with np.errstate(over="ignore", invalid="ignore"):  # found in the scales
         for stage in range(BLOCK.bit_length() - 1):
             pairs = (BLOCK >> (stage + 1), 2, 1 << stage, -1)

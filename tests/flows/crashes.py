@@ -92,8 +92,10 @@ class CrashFleet(WeatherFleet):
                 made.append(DeviceWork(part, self.batches(name, train), settings))
             return made[0]
 
-        saved = self.device_store(name).load()
-        return DeviceRole(birth=self._birth(name, Tier.DEVICE), load=load, saved=saved)
+        store = self.device_store(name)
+        saved, cached = store.load(), store.cached()
+        store.close()
+        return DeviceRole(birth=self._birth(name, Tier.DEVICE), load=load, saved=saved, cached=cached)
 
     def device_store(self, name: str) -> DeviceStore:
         """A device's disk."""

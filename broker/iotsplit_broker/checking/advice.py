@@ -41,7 +41,7 @@ BRIDGE = {
     "emqx": "a bridge with retain = ${flags.retain} and QoS 1 in both directions",
 }
 PRIVACY = {"mosquitto": "let the bridge carry wan, adapter, round, assign, update and state, and no more"}
-SPEED = {"agents": "--codec int4:int3 sends fewer bytes; or look at the network between here and the broker"}
+SPEED = {"agents": "--codec int4:int2 sends fewer bytes; or look at the network between here and the broker"}
 
 
 def payload(needed_bytes: int, largest_bytes: int) -> Mapping[str, str]:

@@ -6,8 +6,11 @@ from hypothesis import strategies as st
 
 from iotsplit.messages import (
     Activation,
+    Cached,
+    CloudRows,
     Content,
     Contents,
+    DeviceRows,
     Frame,
     Gradient,
     PackedTensor,
@@ -49,7 +52,17 @@ CONTENTS: list[Contents] = [
     TailGradient(gradient=TENSOR, loss_sum=1.5, tokens=3),
     Score(loss_sum=1.5, tokens=3, exact=1, sequences=2),
     Update(tier=Tier.EDGE, tokens=7, tensors=b"safetensors"),
+    Activation(
+        hidden=TENSOR,
+        mask=TENSOR,
+        step_tokens=5,
+        steps=2,
+        cached=Cached(samples=(4, 2), known=(True, False), change=TENSOR, empty=False),
+    ),
     Want(wanted="gradient"),
+    Want(wanted="device_rows", samples=(4, 7)),
+    DeviceRows(samples=(4,), rows=(b"row",)),
+    CloudRows(samples=(4, 7), rows=(b"row", b"")),
     Resume(step=3, turn=1 << 40),
     Stuck(reason="no checkpoint is left"),
 ]

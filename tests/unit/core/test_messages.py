@@ -143,8 +143,8 @@ def test_strange_json_is_refused(payload: bytes) -> None:
     ("settings", "named"),
     [
         (b'{"rounds":0}', "rounds 0 is too small"),
-        (b'{"codec":"int2"}', "codec 'int2' is unknown"),
-        (b'{"codec":"int4:int2"}', "codec 'int4:int2' is unknown"),
+        (b'{"codec":"int5"}', "codec 'int5' is unknown"),
+        (b'{"codec":"int4:int5"}', "codec 'int4:int5' is unknown"),
         (b'{"update_codec":"int4"}', "Invalid enum value 'int4'.*update_codec"),
     ],
 )

@@ -14,6 +14,7 @@ from iotsplit.chunks import Chunk, Head
 from iotsplit.errors import MalformedMessageError, TensorRefusedError
 from iotsplit.mailbox import AT_MOST_ONCE, RETAINED, Mailbox
 from iotsplit.messages import (
+    Cached,
     Contents,
     Frame,
     PackedTensor,
@@ -129,6 +130,10 @@ def test_the_contents_table_has_all_kinds_and_their_fields() -> None:
     for tag, kind in kinds.items():
         named = [name for name in code(rows[tag]) if name in kind.__struct_fields__]
         assert tuple(named) == kind.__struct_fields__
+
+
+def test_the_table_of_remembered_samples_has_its_fields() -> None:
+    assert tuple(code(row["cached"])[0] for row in table("cached")) == Cached.__struct_fields__
 
 
 def test_the_tensor_table_has_the_fields_of_a_tensor_and_all_schemes() -> None:

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iotsplit.errors import NotFiniteError, TensorRefusedError
-from iotsplit.tensors.compression import INT3, INT4, INT8
+from iotsplit.tensors.compression import INT4, INT8
 from iotsplit.tensors.rotated import BLOCK, Rotated, hadamard
 
 WIDTHS = st.integers(1, 200)
 PLAIN4 = Rotated(bits=4, apart=0)
-SCHEMES = st.sampled_from([INT3, INT4, INT8, PLAIN4])
+SCHEMES = st.sampled_from([INT4, INT8, PLAIN4])
 
 
 def around(scheme: Rotated, values: torch.Tensor) -> torch.Tensor:
@@ -114,13 +114,10 @@ def bf16(half: bytes) -> np.float32:
 def whole_numbers(scheme: Rotated, stored: bytes) -> list[int]:
     if scheme.bits == 8:
         return [byte - 256 if byte > 127 else byte for byte in stored]
-    if scheme.bits == 3:
-        numbers = [int.from_bytes(stored[at : at + 3], "little") for at in range(0, len(stored), 3)]
-        return [(number >> 3 * place & 7) - 4 for number in numbers for place in range(8)]
     return [(byte >> shift & 15) - 8 for byte in stored for shift in (0, 4)]
 
 
-@pytest.mark.parametrize("scheme", [INT3, INT4, INT8])
+@pytest.mark.parametrize("scheme", [INT4, INT8])
 def test_a_reader_in_plain_arithmetic_reads_the_same_bits(scheme: Rotated) -> None:
     tokens, width, size = 3, 70, 8 * scheme.bits
     data = scheme.pack(torch.randn(tokens, width, generator=torch.Generator().manual_seed(1)))
@@ -141,7 +138,7 @@ def test_a_reader_in_plain_arithmetic_reads_the_same_bits(scheme: Rotated) -> No
             assert read[token, 64 * first + channel] == value
 
 
-@pytest.mark.parametrize("scheme", [INT3, INT4, INT8])
+@pytest.mark.parametrize("scheme", [INT4, INT8])
 def test_a_writer_in_plain_arithmetic_writes_the_same_bytes(scheme: Rotated) -> None:
     values = torch.randn(2, 70, generator=torch.Generator().manual_seed(4))
     apart = strongest(scheme, values)
@@ -161,10 +158,6 @@ def test_a_writer_in_plain_arithmetic_writes_the_same_bytes(scheme: Rotated) -> 
         scales += np.float32(scale.item()).tobytes()[2:]
         if scheme.bits == 8:
             stored += bytes(each % 256 for each in whole)
-        elif scheme.bits == 3:
-            for at in range(0, 64, 8):
-                number = sum(each + 4 << 3 * place for place, each in enumerate(whole[at : at + 8]))
-                stored += number.to_bytes(3, "little")
         else:
             pairs = zip(whole[0::2], whole[1::2], strict=True)
             stored += bytes(even + 8 | (odd + 8) << 4 for even, odd in pairs)
@@ -175,7 +168,6 @@ def test_a_writer_in_plain_arithmetic_writes_the_same_bytes(scheme: Rotated) -> 
 @pytest.mark.parametrize(
     ("scheme", "digest"),
     [
-        (INT3, "2c7a35012731ee64abac839487d24aeaf23840b0ffa83f811e09345df98fe606"),
         (INT4, "b845e7aec22d7e2b18b71f81704c359e197fa897dda59f5f915fc06e787abf0d"),
         (INT8, "50151c64499e453763bdc2ace9b330698d5bf2fe8b96de4b953568b52008618c"),
     ],
@@ -191,7 +183,7 @@ def test_these_bytes_stay_as_they_are(scheme: Rotated, digest: str) -> None:
     [torch.zeros(2, 64), torch.full((2, 64), 3.0), torch.full((1, 5), -1e30), torch.full((1, 64), 1e-40)],
     ids=["zeros", "constant", "large", "subnormal"],
 )
-@pytest.mark.parametrize("scheme", [INT3, INT4, INT8, PLAIN4])
+@pytest.mark.parametrize("scheme", [INT4, INT8, PLAIN4])
 def test_extreme_tensors_survive(values: torch.Tensor, scheme: Rotated) -> None:
     back = around(scheme, values)
     assert torch.isfinite(back).all()
@@ -208,7 +200,7 @@ def test_gradients_of_any_size_keep_their_precision() -> None:
     assert max(errors) < 0.15
 
 
-@pytest.mark.parametrize("scheme", [INT3, INT4, INT8, PLAIN4])
+@pytest.mark.parametrize("scheme", [INT4, INT8, PLAIN4])
 def test_what_is_too_large_for_a_scale_is_not_packed(scheme: Rotated) -> None:
     with pytest.raises(NotFiniteError):
         scheme.pack(torch.full((1, 64), 3.4e38))

@@ -1,0 +1,57 @@
+"""What an edge remembers of a device's samples at both of its hops; what it has lost its neighbours have."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from iotsplit.cache import Cache, new_cache
+from iotsplit.errors import TensorRefusedError
+from iotsplit.messages import CloudRows, DeviceRows
+from iotsplit.plan import Tier
+from iotsplit.settings import TrainingSettings
+from iotsplit.tensors import remembered
+from iotsplit.tensors.remembered import Remembered
+
+ROWS = {"device_rows": Tier.DEVICE, "cloud_rows": Tier.CLOUD}
+"""Who has what was lost, by the kind of frame that brings it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caches:
+    """One device's samples.
+
+    Args:
+        below: as the edge has read them.
+        above: as the cloud has.
+    """
+
+    below: Cache
+    above: Cache
+
+    def begin(self, session: str, base: str) -> None:
+        """Begin a session, or go on with it, from what another has left."""
+        for cache in (self.below, self.above):
+            cache.begin(session, base)
+
+    def missing(self, of: Remembered, width: int) -> Mapping[str, Sequence[int]]:
+        """Samples of which changes have come and that are lost, by the kind of frame that has them."""
+        caches = {"device_rows": self.below, "cloud_rows": self.above}
+        missing = {kind: remembered.missing_in(cache, of, width) for kind, cache in caches.items()}
+        return {kind: samples for kind, samples in missing.items() if samples}
+
+    def recall(self, rows: DeviceRows | CloudRows, of: Remembered, width: int) -> None:
+        """Take in what a neighbour has.
+
+        Raises:
+            TensorRefusedError: it is not what is missing.
+        """
+        cache = self.below if isinstance(rows, DeviceRows) else self.above
+        lengths = dict(zip(of.samples, of.lengths, strict=True))
+        for sample, data in zip(rows.samples, rows.rows, strict=True):
+            if sample not in lengths or not remembered.is_row(data, lengths[sample], width):
+                raise TensorRefusedError(f"something else than what is remembered of sample {sample}")
+            cache.recall(sample, data)
+
+
+def new_caches(device: str, settings: TrainingSettings) -> Caches:
+    """Caches of a device that this edge has not served, or not without a gap."""
+    return Caches(*(new_cache(device, settings, is_kept=False) for _ in range(2)))

@@ -1,0 +1,198 @@
+"""What both ends of a hop remember of the samples that went over it, so that only changes have to. Pure.
+
+Rows are bytes: the hidden states of a sample as its receiver read them. What a session sends waits until the
+next one begins: as long as a session can be repeated, what it goes on from does not change. With its assignment
+the cloud names the session that it goes on from. An end that has not got all that this one sent begins empty.
+"""
+
+from dataclasses import dataclass
+
+from iotsplit.role import Local
+from iotsplit.settings import TrainingSettings
+
+Place = tuple[int, int, int]
+"""Step, micro-batch, and row in it."""
+
+NOWHERE: Place = (0, 0, 0)
+"""Of what is gone on from: where it was sent does not matter any more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What is remembered of a sample.
+
+    Args:
+        sample: its number.
+        place: where in its session it was sent.
+        data: as `iotsplit.tensors.remembered` packs it.
+        digest: of what the sample is, for its owner: numbers may come to mean other samples.
+    """
+
+    sample: int
+    place: Place
+    data: bytes
+    digest: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheChange(Local):
+    """What has changed in a cache: written at once, and the same when it is written again.
+
+    Args:
+        owner: whose samples.
+        base: the session that is gone on from.
+        session: the one at hand.
+        emptied: all rows are gone.
+        rows: what the session at hand goes on from, where it is new.
+        waiting: what it has sent; that of others is gone.
+    """
+
+    owner: str
+    base: str
+    session: str
+    emptied: bool
+    rows: tuple[Row, ...]
+    waiting: tuple[Row, ...]
+
+
+class Cache:
+    """One end's memory of a device's samples at one cut.
+
+    Both ends are told the same in the same order, and so hold the same without speaking of it. A cache that is
+    full takes no new samples in: each is sent once in an epoch, so to make room for one is to lose another.
+
+    Args:
+        owner: whose samples.
+        limit_bytes: of what sessions go on from, beyond which nothing new is taken in.
+        each: rows that a session sends.
+        held: what was written of it.
+        is_kept: whether somebody writes what `take_change` gives.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        *,
+        limit_bytes: int,
+        each: int,
+        held: CacheChange | None = None,
+        is_kept: bool = True,
+    ) -> None:
+        self._owner = owner
+        self._limit_bytes = limit_bytes
+        self._each = each
+        self._base = held.base if held else ""
+        self._session = held.session if held else ""
+        self._rows = {row.sample: row for row in held.rows} if held else {}
+        self._waiting = {row.place: row for row in held.waiting} if held else {}
+        self._size_bytes = sum(len(row.data) for row in self._rows.values())
+        self._is_kept = is_kept
+        self._has_begun = self._has_emptied = False  # since the last change that was taken
+        self._new_rows: list[Row] = []
+        self._new_waiting: list[Row] = []
+
+    def __contains__(self, sample: int) -> bool:
+        return sample in self._rows
+
+    def __getitem__(self, sample: int) -> bytes:
+        return self._rows[sample].data
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of what is gone on from."""
+        return self._size_bytes
+
+    def holds(self, sample: int, digest: bytes) -> bool:
+        """Whether the sample of that number is remembered and is still the same."""
+        row = self._rows.get(sample)
+        return row is not None and row.digest == digest
+
+    @property
+    def base(self) -> str:
+        """The session that the one at hand goes on from; empty if from none, or if that is lost."""
+        return self._base
+
+    @property
+    def newest(self) -> str:
+        """The session that the next one can go on from; empty if there is none."""
+        return self._session if self._is_whole else self._base
+
+    @property
+    def _is_whole(self) -> bool:
+        return len(self._waiting) == self._each
+
+    def begin(self, session: str, base: str) -> None:
+        """Begin a session, or go on with it.
+
+        Args:
+            session: its name.
+            base: the session that it goes on from; empty if from none.
+        """
+        if base and base == self._session and self._is_whole:
+            for place in sorted(self._waiting):
+                self._admit(self._waiting[place])
+        elif base != self._base:
+            self.empty()
+            base = ""
+        if session != self._session:
+            self._waiting, self._new_waiting = {}, []
+        self._base, self._session = base, session
+        self._has_begun = True
+
+    def empty(self) -> None:
+        """Forget what is gone on from: the other end has."""
+        self._has_emptied = self._has_emptied or bool(self._rows)
+        self._rows, self._new_rows, self._size_bytes = {}, [], 0
+
+    def put(self, row: Row) -> None:
+        """Note what was sent; once more and the same when a step is repeated."""
+        if self._waiting.get(row.place) != row:
+            self._waiting[row.place] = row
+            self._new_waiting += [row] if self._is_kept else []
+
+    def recall(self, sample: int, data: bytes) -> None:
+        """Take in what the other end still has of a sample: it does so because it has room."""
+        self._keep(Row(sample=sample, place=NOWHERE, data=data))
+
+    def take_change(self) -> CacheChange | None:
+        """What has to be written since the last call."""
+        if not (self._has_begun or self._has_emptied or self._new_waiting):
+            return None
+        change = CacheChange(
+            owner=self._owner,
+            base=self._base,
+            session=self._session,
+            emptied=self._has_emptied,
+            rows=tuple(self._new_rows),
+            waiting=tuple(self._new_waiting),
+        )
+        self._has_begun = self._has_emptied = False
+        self._new_rows, self._new_waiting = [], []
+        return change
+
+    def _admit(self, row: Row) -> None:
+        """Keep what is remembered up to date; something new is taken in if there is room for it."""
+        if row.sample in self._rows or self._size_bytes + len(row.data) <= self._limit_bytes:
+            self._keep(row)
+
+    def _keep(self, row: Row) -> None:
+        known = self._rows.get(row.sample)
+        self._size_bytes += len(row.data) - (len(known.data) if known else 0)
+        self._rows[row.sample] = row
+        self._new_rows += [row] if self._is_kept else []
+
+
+def new_cache(
+    owner: str, settings: TrainingSettings, held: CacheChange | None = None, *, is_kept: bool = True
+) -> Cache:
+    """A cache of the fleet's size; arguments as of `Cache`."""
+    return Cache(
+        owner,
+        limit_bytes=settings.cache_bytes,
+        each=settings.local_steps * settings.batch_size,
+        held=held,
+        is_kept=is_kept,
+    )

@@ -1,0 +1,108 @@
+"""Samples that both ends of a hop remember: fewer bytes, the same bits whatever dies, a way out of a loss."""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iotsplit.packet import Packet
+from iotsplit.plan import Labels
+from iotsplit.settings import TrainingSettings
+from tests.flows.crashes import CrashFleet
+from tests.flows.test_crashes import FIRST, SCHEDULES, in_calm, run, scratch, wanted
+from tests.flows.weather import WeatherFleet, settings
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick", "unmeasured")]
+
+CACHED = settings(cut=(1, 2), rounds=3, local_steps=5, codec_cache="1MB", checkpoint_every=2)
+
+
+def bytes_up(wanted: TrainingSettings, model: Path) -> list[int]:
+    """What activations of each round take over both hops."""
+    fleet = WeatherFleet(model, wanted, edges=2)
+    fleet.run()
+    hops = [
+        (row["bytes"]["device_edge"]["up"], row["bytes"]["edge_cloud"]["up"]) for row in fleet.report.rounds
+    ]
+    return [sum(hop) for hop in hops]
+
+
+def test_once_everything_was_sent_only_changes_are(small_model: Path) -> None:
+    cached = bytes_up(CACHED, small_model)
+    plain = bytes_up(dataclasses.replace(CACHED, codec_cache="0"), small_model)
+    assert cached[0] > plain[0]  # samples have numbers
+    assert max(cached[1:]) < plain[1] / 2
+
+
+def test_a_cache_that_is_too_small_still_takes_what_fits(small_model: Path) -> None:
+    some = bytes_up(dataclasses.replace(CACHED, codec_cache="800B"), small_model)
+    everything = bytes_up(CACHED, small_model)
+    nothing = bytes_up(dataclasses.replace(CACHED, codec_cache="1B"), small_model)
+    assert everything[2] < some[2] < nothing[2]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"labels": Labels.DEVICE}, {"cut": (1, 3)}, {"codec": "int4:int2"}], ids=str
+)
+def test_every_placement_and_codec_trains(model: Path, changes: dict[str, Any]) -> None:
+    fleet = WeatherFleet(model, dataclasses.replace(CACHED, **changes))
+    fleet.run()
+    assert fleet.report.ledger == {"expected": 30, "applied": 30, "lost": 0, "duplicated": 0}
+    assert fleet.report.eval["after"]["loss"] < fleet.report.eval["before"]["loss"]
+
+
+def until(fleet: Any, round_: int, step: int) -> bool:
+    return any((row.round, row.step) == (round_, step) for row in fleet.metrics)
+
+
+@pytest.mark.parametrize("between", [True, False], ids=["between rounds", "in a round"])
+def test_an_edge_asks_for_what_it_has_lost_and_nothing_changes(
+    small_model: Path, tmp_path: Path, between: bool
+) -> None:
+    fleet = CrashFleet(small_model, CACHED, disks=tmp_path, edges=1)
+    asked: list[str] = []
+    publish = fleet.publish
+
+    def watched(packet: Packet) -> None:
+        asked.extend(kind for kind in ("device_rows", "cloud_rows") if kind.encode() in packet.payload)
+        publish(packet)
+
+    fleet.publish = watched  # type: ignore[method-assign]
+    with contextlib.closing(fleet):
+        fleet.run(until=lambda fleet: until(fleet, 2, 0 if between else 3))
+        assert not asked
+        fleet.kill("edge-1")
+        fleet.start("edge-1")
+        fleet.run()
+    assert set(asked) == {"device_rows", "cloud_rows"}
+    assert fleet.versions[-1].sections == in_calm(small_model, dataclasses.replace(CACHED, checkpoint_every=5))
+    assert fleet.report.ledger == {"expected": 30, "applied": 30, "lost": 0, "duplicated": 0}
+
+
+@pytest.mark.parametrize("agent", ["a", "cloud"])
+def test_who_has_lost_its_disk_begins_with_nothing_and_the_round_goes_on(
+    small_model: Path, tmp_path: Path, agent: str
+) -> None:
+    fleet = CrashFleet(small_model, CACHED, disks=tmp_path)
+    with contextlib.closing(fleet):
+        fleet.run(until=lambda fleet: until(fleet, 2, 3))
+        fleet.kill(agent)
+        (file,) = tmp_path.glob(f"{agent}/**/samples.db")
+        for each in file.parent.glob("samples.db*"):
+            each.unlink()
+        fleet.start(agent)
+        fleet.run()
+    again = [event for event in fleet.events if event.kind == "round_again"]
+    assert len(again) == (agent == "cloud")
+    assert all("remembered" in event.detail for event in again)
+    assert fleet.report.ledger == {"expected": 30, "applied": 30, "lost": 0, "duplicated": 0}
+    assert [row["dropped"] for row in fleet.report.rounds] == [[], [], []]
+
+
+@pytest.mark.parametrize("first", range(FIRST, FIRST + SCHEDULES // 10, 15))
+def test_any_crash_ends_in_the_same_adapter(small_model: Path, first: int) -> None:
+    for seed in range(first, min(first + 15, FIRST + SCHEDULES // 10)):
+        with scratch() as disks:
+            run(small_model, seed, disks, dataclasses.replace(wanted(seed), codec_cache="1MB", rounds=3))
