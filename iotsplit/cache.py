@@ -134,7 +134,7 @@ class Cache:
         if base and base == self._session and self._is_whole:
             for place in sorted(self._waiting):
                 self._admit(self._waiting[place])
-        elif base != self._base:
+        elif not base or base != self._base:
             self.empty()
             base = ""
         if session != self._session:
@@ -144,8 +144,8 @@ class Cache:
 
     def empty(self) -> None:
         """Forget what is gone on from: the other end has."""
-        self._has_emptied = self._has_emptied or bool(self._rows)
         self._rows, self._new_rows, self._size_bytes = {}, [], 0
+        self._has_emptied = True  # also where nothing is held: the disk may be of an earlier life
 
     def put(self, row: Row) -> None:
         """Note what was sent; once more and the same when a step is repeated."""

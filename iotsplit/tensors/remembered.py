@@ -76,7 +76,7 @@ def pack(
     Raises:
         DivergedError: they are not finite, or too large.
     """
-    if of.empty:
+    if of.empty and len(cache):
         cache.empty()
     whole = hidden[of.rows(known=False)]
     packed = exchange.pack_hidden(whole)
@@ -104,7 +104,7 @@ def unpack(exchange: Exchange, cache: Cache, content: Activation, of: Remembered
     """
     cached = content.cached
     assert cached is not None  # noqa: S101 - else nothing is remembered
-    if of.empty:
+    if of.empty and len(cache):
         cache.empty()
     shape = exchange.shape_of(content)
     known, others = of.rows(known=True), of.rows(known=False)

@@ -104,6 +104,14 @@ def test_a_full_cache_takes_no_more_in_and_keeps_what_it_has_up_to_date() -> Non
     assert (ours[1], ours[2], len(ours)) == (b"x-of-1", b"y-of-2", 2)
 
 
+def test_who_begins_with_nothing_says_so_to_its_disk_which_may_be_of_an_earlier_life() -> None:
+    ours = cache()
+    ours.begin("s1", "")
+    change = ours.take_change()
+    assert change is not None
+    assert change.emptied
+
+
 @dataclass(frozen=True)
 class Session:
     samples: list[int]
