@@ -122,7 +122,6 @@ def make_role(  # noqa: PLR0913 - a cloud is made of so many things
     )
     if saved:
         library.roll_back(saved.version)
-        tail.load_optimizer(saved.optimizer)
     tail.load(library.current.sections[Tier.CLOUD])
     model = {
         "name": info.name,

@@ -92,7 +92,6 @@ class Conductor:
         self._watch = Watch(parts.members, parts.fleet, desk, self._carried)
         self._turns = Turns(lambda: birth().incarnation)
         self._attempt = 0
-        self._round_start = b""  # the optimizer's state when the round began
         self._written: RoundState | None = None
         self._gathered = False
         self._evaluated = not parts.chronicle.needs_baseline and last_round < parts.settings.rounds
@@ -116,7 +115,6 @@ class Conductor:
             assignments = {
                 device: self._desk.move(each, each.edge, checkpoint=0) for device, each in assignments.items()
             }
-        self._round_start = self._p.tail.optimizer_state()
         self._p.chronicle.round_started(now)  # what came before is not known
         training = self._new_round(assignments, now)
         training.dropped.update(state.dropped)
@@ -241,7 +239,7 @@ class Conductor:
                 stay=bool(self._p.settings.cache_bytes),
             )
         self._attempt = 0
-        self._round_start = self._p.tail.optimizer_state()
+        self._to_round_start()
         self._p.chronicle.round_started(now)
         started = self._event("round_started", self._agent, f"round {self.round}, {len(pairs)} devices")
         assignments = self._train_pairs(pairs, now)
@@ -269,7 +267,6 @@ class Conductor:
 
     def _to_round_start(self) -> None:
         self._p.tail.load(self._p.library.current.sections[Tier.CLOUD])
-        self._p.tail.load_optimizer(self._round_start)
 
     def _do_again(self, training: TrainingRound, now: float) -> list[Output]:
         """Do the round again from its start: too much was lost at once to go on with it."""
@@ -393,7 +390,6 @@ class Conductor:
             row=self._p.chronicle.row,
             round=self.round,
             version=self._p.library.current.version,
-            optimizer=self._p.tail.optimizer_state(),
             carried=self._carried.record(),
             final=done,
         )

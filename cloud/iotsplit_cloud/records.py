@@ -29,6 +29,5 @@ class Milestone(Local):
     row: Row | None = None
     round: int
     version: int
-    optimizer: bytes
     carried: Mapping[str, CarriedSession]
     final: bool = False

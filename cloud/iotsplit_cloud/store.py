@@ -71,7 +71,6 @@ class Saved:
 
     version: int
     versions: list[Version]
-    optimizer: bytes
     report: Report
     row: Row | None
     earlier: Earlier
@@ -144,7 +143,6 @@ class Store:
         return Saved(
             version=state.version,
             versions=versions,
-            optimizer=self._needed(self._state / f"optimizer-{state.round}.safetensors"),
             report=state.report,
             row=self._row,
             earlier=Earlier(
@@ -197,8 +195,6 @@ class Store:
         self._count(milestone.report)
         if milestone.final or clock.now() >= self._report_due:
             self._write_report(milestone.report, draws=milestone.final)
-        optimizer = self._state / f"optimizer-{milestone.round}.safetensors"
-        self._replace(optimizer, milestone.optimizer)
         kept = sorted(self._rounds)[-KEPT_VERSIONS:]
         self._rounds = {version: round_ for version, round_ in self._rounds.items() if version in kept}
         state = _State(
@@ -207,15 +203,12 @@ class Store:
             version=milestone.version,
             rounds=self._rounds,
             carried=dict(milestone.carried),
-            sha256={name: digest for name, digest in self._sha256.items() if self._belongs(name, optimizer)},
+            sha256={name: digest for name, digest in self._sha256.items() if self._belongs(name)},
             report=milestone.report,
         )
         self._round = None
         self._database.write({"state": state, "round": None}, forget_checkpoints=True)
         # Only now is nothing of it needed any more.
-        for other in self._state.glob("optimizer-*.safetensors"):
-            if other != optimizer:
-                other.unlink()
         for directory in (self._state / "versions").iterdir():
             if directory.name not in map(str, self._rounds):
                 shutil.rmtree(directory, ignore_errors=True)
@@ -301,9 +294,8 @@ class Store:
     def _name(self, file: Path) -> str:
         return file.relative_to(self._state).as_posix()
 
-    def _belongs(self, name: str, optimizer: Path) -> bool:
-        file = self._state / name
-        return file == optimizer or file.parent.name in map(str, self._rounds)
+    def _belongs(self, name: str) -> bool:
+        return (self._state / name).parent.name in map(str, self._rounds)
 
     def _add_row(self, row: Row | None) -> None:
         """Write what the report says of a round, before the database says that the round is over."""

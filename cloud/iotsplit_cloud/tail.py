@@ -52,8 +52,8 @@ class Tail:
         """What is remembered of samples, by the session that sends them."""
 
     def load(self, adapter: bytes) -> None:
-        """Take over the cloud's section of an adapter version; the optimizer goes on."""
-        self._trained.load(adapter)
+        """Take over the cloud's section of an adapter version for a round; the optimizer starts anew."""
+        self._trained.start_over(adapter)
         self.forget()
 
     def adapter(self) -> bytes:
@@ -135,14 +135,6 @@ class Tail:
         for key in [key for key in self._shapes if key[0] == session]:
             del self._shapes[key]
             self._boundary.drop(key)
-
-    def optimizer_state(self) -> bytes:
-        """The optimizer's state as safetensors."""
-        return self._trained.optimizer_state()
-
-    def load_optimizer(self, state: bytes) -> None:
-        """Take over an optimizer's state."""
-        self._trained.load_optimizer(state)
 
     def codec_errors(self) -> list[CodecError]:
         """What the codec has lost of tensors that were sent since the last call."""

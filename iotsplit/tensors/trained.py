@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 
 import torch
-from safetensors.torch import load, save
 from torch import nn
 
 from iotsplit.settings import Optimizer, TrainingSettings
@@ -51,14 +50,6 @@ class Trained:
         """A copy of the parameters."""
         return {name: value.detach().clone() for name, value in self.parameters.items()}
 
-    def load(self, adapter: bytes) -> None:
-        """Take over an adapter's values; the optimizer goes on.
-
-        Raises:
-            PeerError: not this part's adapter.
-        """
-        self._put(adapters.from_bytes(adapter, self.shapes))
-
     def start_over(self, adapter: bytes, names: Iterable[str] | None = None) -> None:
         """Take over an adapter's values, with an optimizer that knows nothing.
 
@@ -69,7 +60,7 @@ class Trained:
         Raises:
             PeerError: not this part's adapter.
         """
-        self.load(adapter)
+        self._put(adapters.from_bytes(adapter, self.shapes))
         self._set_out(names)
         self.forget_gradients()
 
@@ -99,14 +90,6 @@ class Trained:
     def adapter(self) -> bytes:
         """The parameters as they are."""
         return adapters.to_bytes({name: value.detach() for name, value in self.parameters.items()})
-
-    def optimizer_state(self) -> bytes:
-        """The optimizer's state, each quantity as ``<parameter>/<quantity>``; empty before the first step."""
-        return save(self._state())
-
-    def load_optimizer(self, state: bytes) -> None:
-        """Take over an optimizer's state of one's own making."""
-        self._put_state(load(state))
 
     def checkpoint(self) -> bytes:
         """Parameters and optimizer together; equal states give equal bytes."""

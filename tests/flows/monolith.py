@@ -85,6 +85,7 @@ class Monolith:
         """All rounds and steps, each step on the union of the devices' batches."""
         s = self._settings
         for round_ in range(1, s.rounds + 1):
+            self._optimizer = adapters.make_optimizer(self.parameters, s)  # begins anew with each round
             for step in range(s.local_steps):
                 union = [m for each in data for m in each.step(round_, step, local_steps=s.local_steps)]
                 self.step(union, round_=round_)

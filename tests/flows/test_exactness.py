@@ -49,14 +49,15 @@ def test_one_device_trains_as_peft_does_on_a_base_of_fewer_bits(
 
 @pytest.mark.parametrize("labels", Labels)
 @pytest.mark.parametrize("aggregation", [Aggregation.FEDAVG, Aggregation.ROLORA])
-def test_several_rounds_of_sgd_are_one_long_training(
-    model: Path, labels: Labels, aggregation: Aggregation
+@pytest.mark.parametrize("optimizer", Optimizer)
+def test_several_rounds_are_trainings_one_after_the_other(
+    model: Path, labels: Labels, aggregation: Aggregation, optimizer: Optimizer
 ) -> None:
     s = settings(
         labels=labels,
         rounds=3,
         local_steps=2,
-        optimizer=Optimizer.SGD,
+        optimizer=optimizer,
         micro_batches=3,
         aggregation=aggregation,
     )

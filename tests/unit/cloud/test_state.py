@@ -53,9 +53,7 @@ def version(number: int) -> Version:
 
 def milestone(round_: int) -> Milestone:
     report = new_report("plant", {}, SETTINGS)
-    return Milestone(
-        report=report, round=round_, version=round_, optimizer=f"after {round_}".encode(), carried={}
-    )
+    return Milestone(report=report, round=round_, version=round_, carried={})
 
 
 def state(round_: int = 1, *, attempt: int = 0, edge: str = "e1") -> RoundState:
@@ -112,15 +110,15 @@ def test_there_is_nothing_before_the_first_milestone(tmp_path: Path) -> None:
 # --- between rounds
 
 
-def test_a_milestone_is_found_with_its_optimizer_and_versions(tmp_path: Path) -> None:
+def test_a_milestone_is_found_with_its_versions(tmp_path: Path) -> None:
     after_one_round(tmp_path)
     saved = found(tmp_path)
-    assert (saved.earlier.round, saved.version, saved.optimizer) == (1, 1, b"after 1")
+    assert (saved.earlier.round, saved.version) == (1, 1)
     assert saved.versions == [version(0), version(1)]
     assert (saved.earlier.interrupted, saved.earlier.checkpoints) == (None, [])
 
 
-def test_only_the_last_few_versions_and_the_last_optimizer_stay(tmp_path: Path) -> None:
+def test_only_the_last_few_versions_stay(tmp_path: Path) -> None:
     made = make_store(tmp_path)
     for number in range(KEPT_VERSIONS + 2):
         made.take(version(number))
@@ -129,7 +127,6 @@ def test_only_the_last_few_versions_and_the_last_optimizer_stay(tmp_path: Path) 
     assert [each.version for each in found(tmp_path).versions] == kept
     cloud = tmp_path / "state" / "cloud"
     assert sorted(int(each.name) for each in (cloud / "versions").iterdir()) == kept
-    assert [each.name for each in cloud.glob("optimizer-*")] == [f"optimizer-{KEPT_VERSIONS + 1}.safetensors"]
 
 
 def test_a_version_that_no_milestone_names_is_as_if_it_had_not_been_made(tmp_path: Path) -> None:
@@ -217,7 +214,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, 
     assert steps(tmp_path) == [5]
 
 
-@pytest.mark.parametrize("file", ["optimizer-1.safetensors", "versions/1/edge.safetensors"])
+@pytest.mark.parametrize("file", ["versions/1/cloud.safetensors", "versions/1/edge.safetensors"])
 @pytest.mark.parametrize("damage", [b"", b"something else"])
 def test_a_damaged_file_of_the_last_milestone_is_refused_by_name(
     tmp_path: Path, file: str, damage: bytes
@@ -262,7 +259,7 @@ def test_a_power_cut_before_a_milestone_is_entered_leaves_the_round_at_hand(
     with pytest.raises(KeyboardInterrupt):
         made.take(milestone(1))
     saved = found(tmp_path)
-    assert (saved.earlier.round, saved.optimizer, saved.earlier.interrupted) == (0, b"after 0", state())
+    assert (saved.earlier.round, saved.earlier.interrupted) == (0, state())
     assert steps(tmp_path) == [5]
 
 
@@ -290,7 +287,7 @@ def test_a_damaged_database_is_refused_with_the_way_out(tmp_path: Path) -> None:
         make_store(tmp_path)
 
 
-@pytest.mark.parametrize("missing", ["optimizer-0.safetensors", "versions/0/edge.safetensors"])
+@pytest.mark.parametrize("missing", ["versions/0/cloud.safetensors", "versions/0/edge.safetensors"])
 def test_a_directory_that_lacks_a_file_is_refused_with_the_way_out(tmp_path: Path, missing: str) -> None:
     begun(tmp_path)
     (tmp_path / "state" / "cloud" / missing).unlink()

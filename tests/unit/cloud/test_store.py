@@ -41,7 +41,7 @@ def fill_the_disk(store: Store) -> None:
 
 def milestone() -> Milestone:
     report = new_report("plant", {}, TrainingSettings())
-    return Milestone(report=report, round=0, version=0, optimizer=b"", carried={}, final=False)
+    return Milestone(report=report, round=0, version=0, carried={}, final=False)
 
 
 def test_a_line_that_a_full_disk_cuts_short_ends_the_run_with_the_reason(tmp_path: Path) -> None:

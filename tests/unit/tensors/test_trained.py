@@ -72,20 +72,6 @@ def test_what_is_not_in_training_stays_and_is_not_brought(optimizer: Optimizer) 
     assert train(other, 4).parameters[rest].grad is None
 
 
-def test_a_new_adapter_is_taken_over_while_the_optimizer_goes_on() -> None:
-    made = train(trained(), 1)
-    known = made.optimizer_state()
-    made.load(trained(seed=5).adapter())
-    assert made.adapter() == trained(seed=5).adapter()
-    assert made.optimizer_state() == known
-
-
-def test_an_optimizer_that_knows_nothing_is_taken_over_too() -> None:
-    made = train(trained(), 1)
-    made.load_optimizer(trained().optimizer_state())
-    assert made.optimizer_state() == trained().optimizer_state()
-
-
 def spoiled(**changes: Any) -> bytes:
     made = train(trained(), 1)
     values = {name: value.detach() for name, value in made.parameters.items()}
