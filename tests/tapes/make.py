@@ -86,11 +86,19 @@ def rollback(fleet: MemoryFleet) -> None:
     fleet.run()
 
 
+def remembered(fleet: MemoryFleet) -> None:
+    """In the second round changes travel, until the edge is lost and its successor asks for what it lacks."""
+    fleet.run(lambda each: any((row.agent, row.round, row.step) == ("a", 2, 2) for row in each.metrics))
+    fleet.lose("edge-2")  # that serves it
+    fleet.run()
+
+
 STORIES: dict[str, Callable[[MemoryFleet], None]] = {
     "quiet": quiet,
     "fail-over": fail_over,
     "restart": restart,
     "rollback": rollback,
+    "remembered": remembered,
 }
 
 
@@ -104,6 +112,10 @@ def record(story: str, model: Path, directory: Path) -> Path:
         changes["training"] = dataclasses.replace(TRAINING, rounds=2, local_steps=2)
         changes["fleet"] = FleetSettings(devices=1, edges=1, once=True, schedule="every 1h")
         changes["edges"] = ("edge-1",)
+    if story == "remembered":
+        data = {"a": data["a"]}
+        changes["training"] = dataclasses.replace(TRAINING, rounds=2, codec_cache="64KB")
+        changes["fleet"] = FleetSettings(devices=1, edges=2, once=True, stragglers=Stragglers.WAIT)
     fleet = new_fleet(model, data, directory / f"disk-{story}", **changes)
     STORIES[story](fleet)
     fleet.close()

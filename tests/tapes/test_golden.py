@@ -29,12 +29,12 @@ __all__ = ["memory_fleet"]  # the fixture
 HERE = Path(__file__).parent
 TOLERANCE = 1e-4  # another processor sums in another order
 AGENTS = [("device", "a"), ("device", "b"), ("edge", "edge-1"), ("edge", "edge-2"), ("cloud", "cloud")]
-ONE_DEVICE = {("device", "b"), ("edge", "edge-2")}
+ABSENT = {"rollback": {("device", "b"), ("edge", "edge-2")}, "remembered": {("device", "b")}}
 CASES = [
     (story, tier, agent)
     for story in make.STORIES
     for tier, agent in AGENTS
-    if story != "rollback" or (tier, agent) not in ONE_DEVICE
+    if (tier, agent) not in ABSENT.get(story, set())
 ]
 
 
@@ -46,6 +46,12 @@ def held(tape: Path, tier: str, agent: str, model: Path, **more: Any) -> Outcome
 @pytest.mark.parametrize(("story", "tier", "agent"), CASES)
 def test_an_agent_says_what_is_on_its_golden_tape(story: str, tier: str, agent: str, model: Path) -> None:
     expect_same(held(HERE / f"{story}.tape", tier, agent, model, tolerance=TOLERANCE))
+
+
+def test_an_edge_that_took_over_has_asked_for_what_is_remembered() -> None:
+    said = b"".join(bytes(record.payload) for record in files.records(HERE / "remembered.tape"))
+    assert b"device_rows" in said
+    assert b"cloud_rows" in said
 
 
 def test_golden_tapes_are_small() -> None:
