@@ -114,7 +114,9 @@ def record(story: str, model: Path, directory: Path) -> Path:
         changes["edges"] = ("edge-1",)
     if story == "remembered":
         data = {"a": data["a"]}
-        changes["training"] = dataclasses.replace(TRAINING, rounds=2, codec_cache="64KB")
+        changes["training"] = dataclasses.replace(
+            TRAINING, rounds=2, local_steps=5, batch_size=4, codec_cache="1MB"
+        )
         changes["fleet"] = FleetSettings(devices=1, edges=2, once=True, stragglers=Stragglers.WAIT)
     fleet = new_fleet(model, data, directory / f"disk-{story}", **changes)
     STORIES[story](fleet)
