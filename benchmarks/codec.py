@@ -22,14 +22,17 @@ import torch
 
 from benchmarks.codec_loss import batches_of
 from iotsplit import chunks
-from iotsplit.messages import Gradient, decode_content, encode_content
+from iotsplit.cache import Cache
+from iotsplit.messages import Activation, Gradient, decode_content, encode_content
 from iotsplit.plan import Tier, cut_model
 from iotsplit.runtime import serve
 from iotsplit.settings import Codec, TrainingSettings
-from iotsplit.tensors import adapters
-from iotsplit.tensors.compression import pack, relative_error, unpack
+from iotsplit.tensors import adapters, remembered
+from iotsplit.tensors.compression import pack, pack_integers, relative_error, unpack
+from iotsplit.tensors.exchange import Exchange
 from iotsplit.tensors.models import describe, resolve
 from iotsplit.tensors.parts import Part, load_part
+from iotsplit.tensors.remembered import Remembered
 from iotsplit_device.batches import MicroBatch
 
 HEAD = chunks.Head(1, "device-1", "device", "edge", 1, 0, 0)
@@ -118,6 +121,37 @@ def measure(tensor: torch.Tensor, codec: Codec, repeats: int, own_ms: float) -> 
     )
 
 
+def measure_remembered(hidden: torch.Tensor, mask: torch.Tensor, repeats: int, own_ms: float) -> str:
+    """One line for what `codec_cache` sends of samples that both ends remember."""
+    count = len(hidden)
+    settings = TrainingSettings(batch_size=count, micro_batches=1, codec="int4:int2", codec_cache="1GB")
+    exchange = Exchange(settings, hidden.shape[2])
+    lengths = tuple(mask.sum(dim=1).tolist())
+    first = Remembered((0, 0), lengths, tuple(range(count)), (False,) * count, empty=True)
+    ours, theirs = (Cache("a", limit_bytes=1 << 30, each=count) for _ in range(2))
+
+    def said(of: Remembered, values: torch.Tensor) -> Activation:
+        packed, cached = remembered.pack(exchange, ours, values, of)
+        return Activation(hidden=packed, mask=pack_integers(mask), step_tokens=1, steps=1, cached=cached)
+
+    ours.begin("s1", "")
+    theirs.begin("s1", "")
+    remembered.unpack(exchange, theirs, said(first, hidden), first)
+    ours.begin("s2", "s1")
+    theirs.begin("s2", "s1")
+    again = Remembered((0, 0), lengths, first.samples, (True,) * count, empty=False)
+    changed = (
+        hidden + 0.05 * hidden.norm(dim=2, keepdim=True) * torch.randn(hidden.shape) / hidden.shape[2] ** 0.5
+    )
+    content = said(again, changed)
+    encode = times(lambda: said(again, changed), repeats)
+    decode = times(lambda: remembered.unpack(exchange, theirs, content, again), repeats)
+    assert content.cached is not None
+    bits = 8 * len(content.cached.change.data) / (sum(lengths) * hidden.shape[2])
+    share = (statistics.median(encode) + statistics.median(decode)) / own_ms
+    return f"{'changes':32}{bits:7.2f}{'':9}{shown(encode):22}{shown(decode):22}{'':22}{share:8.2%}"
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -143,6 +177,8 @@ def main() -> None:
             print(f"{name:24}{titles}")
             for codec in options.codecs:
                 print(measure(tensor, codec, options.repeats, statistics.median(own)))
+            if name.startswith("hidden"):
+                print(measure_remembered(tensor, batch.mask, options.repeats, statistics.median(own)))
 
 
 if __name__ == "__main__":

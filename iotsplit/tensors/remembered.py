@@ -5,6 +5,7 @@ A row that is not remembered comes in the fleet's codec. Of one that is comes it
 becomes what is remembered: in eight bits, rotated (`iotsplit.tensors.rotated`), tokens without padding.
 """
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from iotsplit.errors import DivergedError, NotFiniteError, TensorRefusedError
 from iotsplit.messages import Activation, Cached, Identity, PackedTensor
 from iotsplit.tensors import changes
 from iotsplit.tensors.exchange import Exchange
-from iotsplit.tensors.rotated import Rotated
+from iotsplit.tensors.rotated import BLOCK, Rotated
 
 SCHEME = "changes"
 STORED = Rotated(bits=8, apart=0)
@@ -142,9 +143,11 @@ def is_row(data: bytes, tokens: int, width: int) -> bool:
 
 
 def _held(cache: Cache, of: Remembered, width: int) -> torch.Tensor:
-    rows = of.rows(known=True)
-    held = [torch.from_numpy(STORED.unpack(cache[of.samples[row]], of.lengths[row], width)) for row in rows]
-    return _joined(held, width)
+    """What is remembered of the tokens of known rows, read at once."""
+    rows = [(cache[of.samples[row]], _scales_bytes(of.lengths[row], width)) for row in of.rows(known=True)]
+    data = b"".join([data[:scales] for data, scales in rows] + [data[scales:] for data, scales in rows])
+    tokens = sum(of.lengths[row] for row in of.rows(known=True))
+    return torch.from_numpy(STORED.unpack(data, tokens, width))
 
 
 def _joined(rows: Sequence[torch.Tensor], width: int) -> torch.Tensor:
@@ -158,7 +161,18 @@ def _put_in(read: torch.Tensor, of: Remembered, tokens: torch.Tensor) -> None:
 
 
 def _remember(cache: Cache, of: Remembered, read: torch.Tensor) -> None:
+    """Pack all rows at once, and put each into the cache as if it had been packed alone."""
+    width = read.shape[2]
+    tokens = torch.cat([row[:length] for row, length in zip(read, of.lengths, strict=True)])
+    data, split = STORED.pack(tokens), _scales_bytes(len(tokens), width)
+    scales, values = io.BytesIO(data[:split]), io.BytesIO(data[split:])
     digests = of.digests or (b"",) * len(of.samples)
     for row, (sample, digest) in enumerate(zip(of.samples, digests, strict=True)):
-        data = STORED.pack(read[row, : of.lengths[row]].contiguous())
-        cache.put(Row(sample=sample, place=(*of.at, row), data=data, digest=digest))
+        size = _scales_bytes(of.lengths[row], width)
+        own = scales.read(size) + values.read(STORED.size_bytes(of.lengths[row], width) - size)
+        cache.put(Row(sample=sample, place=(*of.at, row), data=own, digest=digest))
+
+
+def _scales_bytes(tokens: int, width: int) -> int:
+    """Of what is remembered, where the scales end and the values begin."""
+    return 2 * tokens * -(-width // BLOCK)
