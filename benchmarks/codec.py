@@ -140,9 +140,8 @@ def measure_remembered(hidden: torch.Tensor, mask: torch.Tensor, repeats: int, o
     ours.begin("s2", "s1")
     theirs.begin("s2", "s1")
     again = Remembered((0, 0), lengths, first.samples, (True,) * count, empty=False)
-    changed = (
-        hidden + 0.05 * hidden.norm(dim=2, keepdim=True) * torch.randn(hidden.shape) / hidden.shape[2] ** 0.5
-    )
+    noise = torch.nn.functional.normalize(torch.randn(hidden.shape), dim=2)
+    changed = hidden + 0.05 * hidden.norm(dim=2, keepdim=True) * noise
     content = said(again, changed)
     encode = times(lambda: said(again, changed), repeats)
     decode = times(lambda: remembered.unpack(exchange, theirs, content, again), repeats)

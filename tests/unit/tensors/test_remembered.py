@@ -159,6 +159,14 @@ def test_hidden_states_that_grow_too_large_are_refused() -> None:
         read(Exchange(small, WIDTH), theirs, content)
 
 
+def test_a_row_is_kept_as_if_it_were_alone() -> None:
+    exchange, ours, theirs = ends()
+    got = read(exchange, theirs, sent(exchange, ours, noise(1), (True, True, True)))
+    theirs.begin("s3", "s2")
+    for row, (sample, length) in enumerate(zip((4, 7, 9), LENGTHS, strict=True)):
+        assert theirs[sample] == remembered.STORED.pack(got[row, :length].contiguous())
+
+
 def test_only_rows_of_the_right_length_are_rows() -> None:
     data = remembered.STORED.pack(noise(0)[0, :2])
     assert remembered.is_row(data, 2, WIDTH)
