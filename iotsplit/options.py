@@ -118,6 +118,7 @@ class AgentOptions(BrokerOptions, CommonOptions):
             profile and --max-rate allow.
         threads: CPU threads for tensors; part of what makes two runs equal to the bit.
         gradient_checkpointing: Compute layers again for the backward pass: same bits, less memory, slower.
+        return_memory: Give freed memory back at once, as devices always do: same bits, less memory, slower.
         state_dir: Directory for what this agent must not forget.
         log_level: debug, info, warning or error.
         home_assistant: Appear in Home Assistant on this broker; its discovery prefix may follow.
@@ -128,6 +129,7 @@ class AgentOptions(BrokerOptions, CommonOptions):
     chunk_bytes: int | None = None
     threads: int = 1
     gradient_checkpointing: bool = False
+    return_memory: bool = False
     state_dir: Path | None = None
     log_level: str = "info"
     home_assistant: str = field(default="", metadata={"bare": PREFIX})

@@ -40,6 +40,7 @@ class BenchOptions(CommonOptions):
         prompts: Held-out prompts that are answered with each adapter; all of them are scored by BLEU.
         threads: CPU threads of each agent.
         gradient_checkpointing: Compute layers again for the backward pass: same bits, less memory, slower.
+        return_memory: Edges and cloud give freed memory back at once: same bits, less memory, slower.
         ignore_memory: Try what is expected to need more memory than is free.
         resume: Go on with the comparison that is in the output directory, whatever it is of.
         fresh: Start over in that directory.
@@ -62,6 +63,7 @@ class BenchOptions(CommonOptions):
     prompts: int = 1
     threads: int = 1
     gradient_checkpointing: bool = False
+    return_memory: bool = False
     ignore_memory: bool = False
     resume: bool = False
     fresh: bool = False

@@ -121,6 +121,7 @@ def _outcome(cell: Cell, options: BenchOptions, grounds: Grounds) -> Outcome:
     apart, together = dealing.write(options.output / "data" / cell.case.name, shares)
     words = [f"--model={grounds.path}", f"--threads={options.threads}"]
     words += ["--gradient-checkpointing"] if options.gradient_checkpointing else []
+    words += ["--return-memory"] if options.return_memory else []
     job = Job(
         cell=cell,
         placement=placement,

@@ -73,6 +73,7 @@ class RunOptions(BrokerOptions, CommonOptions):
         fresh: Start over in that directory.
         threads: CPU threads of each agent.
         gradient_checkpointing: Compute layers again for the backward pass: same bits, less memory, slower.
+        return_memory: Edges and cloud give freed memory back at once: same bits, less memory, slower.
         chunk_bytes: Largest MQTT payload to send, below the broker's limit; by default 61440, or what the
             profile and --max-rate allow.
         home_assistant: Let the agents appear in Home Assistant on this broker; its discovery prefix may follow.
@@ -94,6 +95,7 @@ class RunOptions(BrokerOptions, CommonOptions):
     fresh: bool = False
     threads: int = 1
     gradient_checkpointing: bool = False
+    return_memory: bool = False
     chunk_bytes: int | None = None
     home_assistant: str = field(default="", metadata={"bare": PREFIX})
     training: TrainingSettings = field(default_factory=TrainingSettings)
@@ -297,7 +299,11 @@ def _agent_words(agent: str, options: RunOptions, prepared: Prepared, address: s
         "--state-dir": options.output / "state" / agent,
     }
     given = [f"{flag}={value}" for flag, value in values.items() if value is not None]
-    switches = {"--gradient-checkpointing": options.gradient_checkpointing, "--verbose": options.verbose}
+    switches = {
+        "--gradient-checkpointing": options.gradient_checkpointing,
+        "--return-memory": options.return_memory,
+        "--verbose": options.verbose,
+    }
     return [*given, *(flag for flag, on in switches.items() if on)]
 
 

@@ -88,7 +88,7 @@ def serve(
     """
     if os.environ.get("IOTSPLIT_PARENT_DEATH"):
         die_with_parent()
-    if role.tier is Tier.DEVICE:
+    if role.tier is Tier.DEVICE or options.return_memory:
         return_freed_memory()
     runner = runner_of(role, options, sink=sink)
     interrupted = False

@@ -268,6 +268,7 @@ def test_what_the_broker_allows_is_told_to_each_agent() -> None:
     assert {"--profile=aws", "--max-rate=10/s,500KB/s", "--topic-prefix=plant7/"} <= set(words)
 
 
-def test_gradient_checkpointing_of_a_run_is_that_of_each_agent() -> None:
-    words = module._agent_words("press", RunOptions(gradient_checkpointing=True), PREPARED, "mqtt://h:1")
-    assert parse(AgentOptions, words, name="agent", environment={}).gradient_checkpointing
+@pytest.mark.parametrize("switch", ["gradient_checkpointing", "return_memory"])
+def test_switches_of_a_run_are_those_of_each_agent(switch: str) -> None:
+    words = module._agent_words("press", RunOptions(**{switch: True}), PREPARED, "mqtt://h:1")
+    assert getattr(parse(AgentOptions, words, name="agent", environment={}), switch)
