@@ -270,5 +270,6 @@ def test_what_the_broker_allows_is_told_to_each_agent() -> None:
 
 @pytest.mark.parametrize("switch", ["gradient_checkpointing", "return_memory"])
 def test_switches_of_a_run_are_those_of_each_agent(switch: str) -> None:
-    words = module._agent_words("press", RunOptions(**{switch: True}), PREPARED, "mqtt://h:1")
+    changes: Any = {switch: True}
+    words = module._agent_words("press", RunOptions(**changes), PREPARED, "mqtt://h:1")
     assert getattr(parse(AgentOptions, words, name="agent", environment={}), switch)
