@@ -5,8 +5,10 @@ next one begins: as long as a session can be repeated, what it goes on from does
 the cloud names the session that it goes on from. An end that has not got all that this one sent begins empty.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from iotsplit.errors import MalformedMessageError
 from iotsplit.role import Local
 from iotsplit.settings import TrainingSettings
 
@@ -89,7 +91,7 @@ class Cache:
         self._is_kept = is_kept
         self._has_begun = self._has_emptied = False  # since the last change that was taken
         self._new_rows: list[Row] = []
-        self._new_waiting: list[Row] = []
+        self._new_waiting: dict[Place, Row] = {}
 
     def __contains__(self, sample: int) -> bool:
         return sample in self._rows
@@ -124,6 +126,11 @@ class Cache:
     def _is_whole(self) -> bool:
         return len(self._waiting) == self._each
 
+    def fits(self, settings: TrainingSettings) -> bool:
+        """Whether it is of the size that these settings want."""
+        each = settings.local_steps * settings.batch_size
+        return (self._limit_bytes, self._each) == (settings.cache_bytes, each)
+
     def begin(self, session: str, base: str) -> None:
         """Begin a session, or go on with it.
 
@@ -131,19 +138,36 @@ class Cache:
             session: its name.
             base: the session that it goes on from; empty if from none.
         """
-        if base and base == self._session and self._is_whole:
+        is_next = bool(base) and base == self._session and self._is_whole
+        goes_on = bool(base) and base == self._base
+        if is_next:
             for place in sorted(self._waiting):
                 self._admit(self._waiting[place])
-        elif not base or base != self._base:
-            self.empty()
-            base = ""
+        elif not goes_on:
+            self._clear()
         if session != self._session:
-            self._waiting, self._new_waiting = {}, []
+            self._waiting, self._new_waiting = {}, {}
         self._base, self._session = base, session
         self._has_begun = True
+        if base and not (is_next or goes_on):
+            self._lose_base()
 
     def empty(self) -> None:
         """Forget what is gone on from: the other end has."""
+        self._clear()
+        if self._base:
+            self._lose_base()
+
+    def _lose_base(self) -> None:
+        """Nobody goes on from the session at hand: some of it may have been sent as changes, and then whole.
+
+        An edge asks for what it has lost, and so holds the same as all others.
+        """
+        self._base = ""
+        if self._is_kept:
+            self._session = ""
+
+    def _clear(self) -> None:
         self._rows, self._new_rows, self._size_bytes = {}, [], 0
         self._has_emptied = True  # also where nothing is held: the disk may be of an earlier life
 
@@ -151,11 +175,17 @@ class Cache:
         """Note what was sent; once more and the same when a step is repeated."""
         if self._waiting.get(row.place) != row:
             self._waiting[row.place] = row
-            self._new_waiting += [row] if self._is_kept else []
+            self._new_waiting |= {row.place: row} if self._is_kept else {}
 
-    def recall(self, sample: int, data: bytes) -> None:
-        """Take in what the other end still has of a sample: it does so because it has room."""
-        self._keep(Row(sample=sample, place=NOWHERE, data=data))
+    def recall(self, sample: int, data: bytes) -> bool:
+        """Take in what the other end still has of a sample; false if that is more than it can have.
+
+        Its rows are not more than the limit. Those that are here and not there may be as many.
+        """
+        fits = self._size_bytes + len(data) <= 2 * self._limit_bytes
+        if fits:
+            self._keep(Row(sample=sample, place=NOWHERE, data=data))
+        return fits
 
     def take_change(self) -> CacheChange | None:
         """What has to be written since the last call."""
@@ -167,10 +197,10 @@ class Cache:
             session=self._session,
             emptied=self._has_emptied,
             rows=tuple(self._new_rows),
-            waiting=tuple(self._new_waiting),
+            waiting=tuple(self._new_waiting.values()),
         )
         self._has_begun = self._has_emptied = False
-        self._new_rows, self._new_waiting = [], []
+        self._new_rows, self._new_waiting = [], {}
         return change
 
     def _admit(self, row: Row) -> None:
@@ -196,3 +226,15 @@ def new_cache(
         held=held,
         is_kept=is_kept,
     )
+
+
+def rows_of(cache: Cache | None, samples: Iterable[int], *, most: int) -> dict[int, bytes]:
+    """What a cache has of samples that a neighbour asks for.
+
+    Raises:
+        MalformedMessageError: it asks for more than that many.
+    """
+    wanted = set(samples)
+    if len(wanted) > most:
+        raise MalformedMessageError(f"a question for {len(wanted)} samples, more than a batch of {most}")
+    return {sample: cache[sample] for sample in sorted(wanted) if cache is not None and sample in cache}

@@ -3,12 +3,16 @@
 Contents are validated here, once, on decoding: nothing past this module sees a dict.
 """
 
+from typing import Annotated
+
 import msgpack
 import msgspec
 
 from iotsplit.errors import MalformedMessageError
 from iotsplit.plan import Tier
 from iotsplit.states import Assignment, Finite, NotNegative, Positive, State
+
+SampleNumber = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class PackedTensor(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,7 +37,7 @@ class Cached(msgspec.Struct, frozen=True, kw_only=True):
         empty: the device remembers nothing from before this session.
     """
 
-    samples: tuple[NotNegative, ...]
+    samples: tuple[SampleNumber, ...]
     known: tuple[bool, ...]
     change: PackedTensor
     empty: bool
@@ -46,11 +50,6 @@ class Cached(msgspec.Struct, frozen=True, kw_only=True):
         """
         if len(self.samples) != len(self.known):
             raise ValueError(f"{len(self.samples)} samples in {len(self.known)} rows")
-
-    @property
-    def changed(self) -> list[int]:
-        """Samples that come as changes."""
-        return [sample for sample, known in zip(self.samples, self.known, strict=True) if known]
 
 
 class Activation(Content, frozen=True, kw_only=True, tag="activation", omit_defaults=True):
@@ -129,7 +128,7 @@ class Want(Content, frozen=True, kw_only=True, tag="want", omit_defaults=True):
     """
 
     wanted: str
-    samples: tuple[NotNegative, ...] = ()
+    samples: tuple[SampleNumber, ...] = ()
 
 
 class Rows(Content, frozen=True, kw_only=True):
@@ -140,7 +139,7 @@ class Rows(Content, frozen=True, kw_only=True):
         rows: of each of them, eight bits a value.
     """
 
-    samples: tuple[NotNegative, ...]
+    samples: tuple[SampleNumber, ...]
     rows: tuple[bytes, ...]
 
     def __post_init__(self) -> None:

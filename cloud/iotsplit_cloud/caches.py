@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
-from iotsplit.cache import Cache, CacheChange, new_cache
+from iotsplit.cache import Cache, CacheChange, new_cache, rows_of
+from iotsplit.messages import CloudRows, Want
 from iotsplit.settings import TrainingSettings
 from iotsplit.states import Assignment
 
@@ -44,6 +45,15 @@ class Caches:
     def has_lost(self, assignments: Iterable[Assignment]) -> bool:
         """Whether one of the sessions that have begun goes on from what is not there any more."""
         return any(each.cache and self._caches[each.device].base != each.cache for each in assignments)
+
+    def rows(self, device: str, want: Want) -> CloudRows:
+        """What is remembered of the samples that an edge asks for.
+
+        Raises:
+            MalformedMessageError: it asks for more than a batch.
+        """
+        found = rows_of(self._caches.get(device), want.samples, most=self._settings.batch_size)
+        return CloudRows(samples=tuple(found), rows=tuple(found.values()))
 
     def take_changes(self) -> list[CacheChange]:
         """What has to be written since the last call, before anything that is said later leaves."""

@@ -9,6 +9,7 @@ from iotsplit.plan import Tier
 from iotsplit.role import Output
 from iotsplit.settings import TrainingSettings
 from iotsplit.states import Assignment
+from iotsplit_cloud.caches import Caches
 from iotsplit_cloud.journal import CarriedSession
 from iotsplit_cloud.sessions import Check, CloudSession, new_session
 from iotsplit_cloud.training import UPDATE_OF
@@ -36,13 +37,15 @@ class Carried:
     Args:
         settings: the fleet's.
         check: decodes an update; raises a PeerError for one that cannot be averaged.
+        caches: what is remembered of samples.
     """
 
-    def __init__(self, settings: TrainingSettings, check: Check) -> None:
+    def __init__(self, settings: TrainingSettings, check: Check, caches: Caches) -> None:
         self.sessions: dict[str, CloudSession] = {}
         self._updates: dict[str, dict[Tier, Update]] = {}
         self._settings = settings
         self._check = check
+        self._caches = caches
 
     def take(self, session: CloudSession, assignment: Assignment, now: float) -> None:
         """Take over a session that has left its round."""
@@ -82,6 +85,8 @@ class Carried:
         if not session.belongs(frame):
             return []
         match frame.content:
+            case Want(samples=samples) as want if samples:
+                return [session.send(self._caches.rows(frame.device, want), frame)]
             case Want() as want:
                 return list(session.again(frame, want))
             case Resume() as resume if session.backup.is_news(frame, resume):

@@ -88,7 +88,7 @@ class Conductor:
         self._birth = birth
         self._p = parts
         self._desk = desk
-        self._carried = Carried(parts.settings, parts.library.check)
+        self._carried = Carried(parts.settings, parts.library.check, parts.caches)
         self._watch = Watch(parts.members, parts.fleet, desk, self._carried)
         self._turns = Turns(lambda: birth().incarnation)
         self._attempt = 0

@@ -112,7 +112,7 @@ class LockstepRound(TrainingRound):
 
     def _answer(self, session: CloudSession, frame: Frame, want: Want, now: float) -> list[Output]:
         if want.samples:
-            return [session.send(self._tail.rows(session.assignment.session, want.samples), frame)]
+            return [session.send(self._caches.rows(frame.device, want), frame)]
         again = session.again(frame, want)
         made = want.wanted in {"gradient", "tail_hidden"} and frame.step < self.step
         if made and not again and frame.step >= session.backup.floor(Tier.EDGE):

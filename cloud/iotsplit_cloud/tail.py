@@ -1,7 +1,7 @@
 """The tensor side of the cloud: one tail model for all sessions, trained in lockstep."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 
@@ -9,7 +9,6 @@ from iotsplit.cache import Cache
 from iotsplit.errors import DivergedError, NotFiniteError, TensorRefusedError
 from iotsplit.messages import (
     Activation,
-    CloudRows,
     Gradient,
     Identity,
     Score,
@@ -110,12 +109,6 @@ class Tail:
         with torch.no_grad():
             return TailHidden(hidden=self._exchange.pack_hidden(self._part(hidden, mask)))
 
-    def rows(self, session: str, samples: Sequence[int]) -> CloudRows:
-        """What is remembered of samples of a session, of those that are."""
-        cache = self.caches.get(session)
-        known = () if cache is None else tuple(sample for sample in samples if sample in cache)
-        return CloudRows(samples=known, rows=tuple(cache[sample] for sample in known) if cache else ())
-
     def step(self, weights: Mapping[str, float]) -> None:
         """One optimizer step on the sessions' gradients, joined by the fleet's rule of aggregation."""
         sessions = sorted(weights)
@@ -174,12 +167,11 @@ class Tail:
         self, content: Activation, key: Key | None = None, *, with_labels: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         shape = self._exchange.shape_of(content)
-        mask = unpack_mask(content.mask, shape[:2])
-        hidden = self._hidden(content, shape, mask, key)  # (batch, time, width)
-        if not with_labels:
-            return hidden, mask, mask
-        labels = unpack_labels(content.labels, shape[:2], self._part.vocabulary, most=content.step_tokens)
-        return hidden, mask, labels
+        mask = labels = unpack_mask(content.mask, shape[:2])
+        if with_labels:
+            labels = unpack_labels(content.labels, shape[:2], self._part.vocabulary, most=content.step_tokens)
+        # At last: it is remembered once it is read.
+        return self._hidden(content, shape, mask, key), mask, labels
 
     def _hidden(
         self, content: Activation, shape: tuple[int, ...], mask: torch.Tensor, key: Key | None

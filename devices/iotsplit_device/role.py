@@ -201,7 +201,7 @@ class DeviceRole:
         """What the session goes on from of what was sent before."""
         if not settings.cache_bytes:
             return None
-        if self._cache is None:
+        if self._cache is None or not self._cache.fits(settings):
             self._cache = new_cache(self.agent, settings, self._cached)
             self._cached = None
         self._cache.begin(assignment.session, assignment.cache)

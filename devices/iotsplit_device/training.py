@@ -54,7 +54,8 @@ class Training(Asking):
     def begin(self, saved: Sequence[Checkpoint]) -> list[Output]:
         """Start, from the newest of what this device has saved of the session."""
         self._saved = sorted(saved, key=lambda checkpoint: checkpoint.step)
-        return self._rewind(self.backup.assignment.steps)
+        # First of all what it goes on from: its edge will, whatever becomes of us.
+        return [*self._remembered(), *self._rewind(self.backup.assignment.steps)]
 
     def reassign(self, assignment: Assignment, now: float) -> list[Output]:
         """Go on at another edge, which will say from where; or end where the others left us behind."""
@@ -130,8 +131,7 @@ class Training(Asking):
 
     def _answer(self, frame: Frame, want: Want) -> list[Output]:
         if want.samples:
-            rows = self._work.rows(want.samples)
-            return [self.backup.send(rows, Tier.EDGE, (frame.step, frame.micro_batch))] if rows.samples else []
+            return [self.backup.send(self._work.rows(want.samples), Tier.EDGE, (frame.step, frame.micro_batch))]
         again = self.backup.again(wanted_by(frame, want))
         if again is not None:
             return [again]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from iotsplit.cache import Cache
+from iotsplit.cache import Cache, rows_of
 from iotsplit.errors import DivergedError
 from iotsplit.messages import (
     Activation,
@@ -93,10 +93,13 @@ class DeviceWork:
         return self._activation(packed, batch, step_tokens, steps, cached=cached)
 
     def rows(self, samples: Sequence[int]) -> DeviceRows:
-        """What is remembered of samples, of those that are."""
-        cache = self.cache
-        known = () if cache is None else tuple(sample for sample in samples if sample in cache)
-        return DeviceRows(samples=known, rows=tuple(cache[sample] for sample in known) if cache else ())
+        """What is remembered of samples that the edge asks for.
+
+        Raises:
+            MalformedMessageError: it asks for more than a batch.
+        """
+        found = rows_of(self.cache, samples, most=self.settings.batch_size)
+        return DeviceRows(samples=tuple(found), rows=tuple(found.values()))
 
     def infer(self, batch: MicroBatch, *, steps: int) -> Activation:
         """Run held-out data through the part, without a graph."""

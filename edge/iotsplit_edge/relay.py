@@ -27,8 +27,10 @@ def pass_on(backup: Backup, work: EdgeWork, frame: Frame) -> list[Output]:
 
 
 def answer(backup: Backup, frame: Frame, want: Want) -> list[Output]:
-    """What was asked for, or the question passed on to the other end."""
+    """What was asked for, or the question passed on to the other end; what is remembered only edges ask for."""
     again = backup.again(wanted_by(frame, want))
     if again is not None and again.to_tier is frame.tier:
         return [again]
+    if want.samples:
+        return []
     return [backup.send(want, OTHER_END[frame.tier], (frame.step, frame.micro_batch))]

@@ -47,9 +47,9 @@ class Caches:
         cache = self.below if isinstance(rows, DeviceRows) else self.above
         lengths = dict(zip(of.samples, of.lengths, strict=True))
         for sample, data in zip(rows.samples, rows.rows, strict=True):
-            if sample not in lengths or not remembered.is_row(data, lengths[sample], width):
+            is_row = sample in lengths and remembered.is_row(data, lengths[sample], width)
+            if not is_row or not cache.recall(sample, data):
                 raise TensorRefusedError(f"something else than what is remembered of sample {sample}")
-            cache.recall(sample, data)
 
 
 def new_caches(device: str, settings: TrainingSettings) -> Caches:

@@ -227,7 +227,9 @@ class EdgeRole:
         """What the session goes on from of what was sent before."""
         if not settings.cache_bytes:
             return None
-        caches = self._caches.setdefault(assignment.device, new_caches(assignment.device, settings))
+        caches = self._caches.get(assignment.device)
+        if caches is None or not caches.below.fits(settings):
+            caches = self._caches[assignment.device] = new_caches(assignment.device, settings)
         caches.begin(assignment.session, assignment.cache)
         return caches
 

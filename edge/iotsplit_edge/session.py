@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from iotsplit.errors import PeerError
+from iotsplit.errors import PeerError, TensorRefusedError
 from iotsplit.messages import (
     Activation,
     CloudRows,
@@ -265,6 +265,8 @@ class Training:
             return []
         try:
             self._work.recall(self._forward, activation.content, rows)
+            if frame.identity.kind in self._lost():
+                raise TensorRefusedError("not all that was asked for is remembered")
         except PeerError as error:
             if self.awaited.is_hopeless(frame.identity, error):
                 return self._give_up(str(error))

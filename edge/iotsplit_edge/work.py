@@ -73,13 +73,13 @@ class EdgeWork:
         caches = self.caches if training else None
         if (of is None) != (caches is None):
             raise TensorRefusedError("an activation that is remembered at one end only")
+        if self._settings.labels is Labels.CLOUD:
+            # What is passed on is not taken a second time: here garbage must not stand in the real one's way.
+            unpack_labels(content.labels, shape[:2], self._part.vocabulary, most=content.step_tokens)
         if of is None or caches is None:
             hidden = self._exchange.unpack_hidden(content.hidden, shape)  # (batch, time, width)
         else:
             hidden = remembered.unpack(self._exchange, caches.below, content, of)
-        if self._settings.labels is Labels.CLOUD:
-            # What is passed on is not taken a second time: here garbage must not stand in the real one's way.
-            unpack_labels(content.labels, shape[:2], self._part.vocabulary, most=content.step_tokens)
         adapters.attach(self._part, self._trained.parameters)
         with torch.set_grad_enabled(training):
             out: torch.Tensor = self._part(hidden.requires_grad_(training), mask)

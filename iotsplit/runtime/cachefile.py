@@ -2,11 +2,12 @@
 
 import errno
 import sqlite3
+import zlib
 from pathlib import Path
 
 import structlog
 
-from iotsplit.cache import NOWHERE, CacheChange, Row
+from iotsplit.cache import NOWHERE, CacheChange, Place, Row
 from iotsplit.runtime.transactions import transaction
 
 log = structlog.get_logger()
@@ -15,12 +16,12 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS owners (owner TEXT PRIMARY KEY, base TEXT NOT NULL, session TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS samples (
     owner TEXT NOT NULL, sample INTEGER NOT NULL, digest BLOB NOT NULL, data BLOB NOT NULL,
-    PRIMARY KEY (owner, sample)
+    crc32 INTEGER NOT NULL, PRIMARY KEY (owner, sample)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS waiting (
     owner TEXT NOT NULL, session TEXT NOT NULL, step INTEGER NOT NULL, micro_batch INTEGER NOT NULL,
     place INTEGER NOT NULL, sample INTEGER NOT NULL, digest BLOB NOT NULL, data BLOB NOT NULL,
-    PRIMARY KEY (owner, session, step, micro_batch, place)
+    crc32 INTEGER NOT NULL, PRIMARY KEY (owner, session, step, micro_batch, place)
 ) STRICT;
 """
 
@@ -64,15 +65,12 @@ class CacheFile:
                 run("INSERT OR REPLACE INTO owners VALUES (?, ?, ?)", (owner, change.base, change.session))
                 run("DELETE FROM waiting WHERE owner = ? AND session <> ?", (owner, change.session))
                 many(
-                    "INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?)",
-                    [(owner, row.sample, row.digest, row.data) for row in change.rows],
+                    "INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?, ?)",
+                    [(owner, *_columns(row)) for row in change.rows],
                 )
                 many(
-                    "INSERT OR REPLACE INTO waiting VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    [
-                        (owner, change.session, *row.place, row.sample, row.digest, row.data)
-                        for row in change.waiting
-                    ],
+                    "INSERT OR REPLACE INTO waiting VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    [(owner, change.session, *row.place, *_columns(row)) for row in change.waiting],
                 )
         except sqlite3.Error as error:
             raise OSError(errno.EIO, str(error), str(self._file)) from None
@@ -97,18 +95,28 @@ class CacheFile:
         return self._connection.execute("SELECT owner, base, session FROM owners").fetchall()
 
     def _of(self, owner: str, base: str, session: str) -> CacheChange:
-        rows = self._connection.execute("SELECT sample, digest, data FROM samples WHERE owner = ?", (owner,))
+        rows = self._connection.execute(
+            "SELECT sample, digest, data, crc32 FROM samples WHERE owner = ?", (owner,)
+        )
         waiting = self._connection.execute(
-            "SELECT step, micro_batch, place, sample, digest, data FROM waiting WHERE owner = ?", (owner,)
+            "SELECT step, micro_batch, place, sample, digest, data, crc32 FROM waiting WHERE owner = ?",
+            (owner,),
         )
         return CacheChange(
             owner=owner,
             base=base,
             session=session,
             emptied=False,
-            rows=tuple(Row(sample=n, place=NOWHERE, digest=digest, data=data) for n, digest, data in rows),
-            waiting=tuple(
-                Row(sample=n, place=(step, micro_batch, place), digest=digest, data=data)
-                for step, micro_batch, place, n, digest, data in waiting
-            ),
+            rows=tuple(_row(NOWHERE, *columns) for columns in rows),
+            waiting=tuple(_row((step, micro, place), *columns) for step, micro, place, *columns in waiting),
         )
+
+
+def _columns(row: Row) -> tuple[int, bytes, bytes, int]:
+    return row.sample, row.digest, row.data, zlib.crc32(row.data)
+
+
+def _row(place: Place, sample: int, digest: bytes, data: bytes, crc32: int) -> Row:
+    if zlib.crc32(data) != crc32:  # SQLite would not see it
+        raise sqlite3.DatabaseError(f"the row of sample {sample} is damaged")
+    return Row(sample=sample, place=place, digest=digest, data=data)

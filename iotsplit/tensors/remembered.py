@@ -77,8 +77,7 @@ def pack(
     Raises:
         DivergedError: they are not finite, or too large.
     """
-    if of.empty and len(cache):
-        cache.empty()
+    _forget_if(of, cache)
     whole = hidden[of.rows(known=False)]
     packed = exchange.pack_hidden(whole)
     read = torch.zeros(hidden.shape)
@@ -87,9 +86,10 @@ def pack(
     held = _held(cache, of, hidden.shape[2])
     try:
         data = changes.pack(_joined(tokens, hidden.shape[2]), held)
-    except NotFiniteError as error:
+        _put_in(read, of, changes.unpack(data, held))
+        exchange.check_hidden(read)
+    except (NotFiniteError, TensorRefusedError) as error:
         raise DivergedError(str(error)) from None
-    _put_in(read, of, changes.unpack(data, held))
     _remember(cache, of, read)
     if name is not None:
         exchange.measure(hidden, read, name)
@@ -105,11 +105,9 @@ def unpack(exchange: Exchange, cache: Cache, content: Activation, of: Remembered
     """
     cached = content.cached
     assert cached is not None  # noqa: S101 - else nothing is remembered
-    if of.empty and len(cache):
-        cache.empty()
     shape = exchange.shape_of(content)
     known, others = of.rows(known=True), of.rows(known=False)
-    missing = missing_in(cache, of, shape[2])
+    missing = [of.samples[row] for row in known] if of.empty else missing_in(cache, of, shape[2])
     if missing:
         raise TensorRefusedError(f"changes of samples that are not remembered: {missing}")
     if content.hidden.shape[0] != len(others):
@@ -121,14 +119,20 @@ def unpack(exchange: Exchange, cache: Cache, content: Activation, of: Remembered
         raise TensorRefusedError(f"changes of another shape than {size}, or not packed as such")
     _put_in(read, of, changes.unpack(change.data, _held(cache, of, shape[2])))
     exchange.check_hidden(read)
+    # Only now: what is refused leaves nothing behind.
+    _forget_if(of, cache)
     _remember(cache, of, read)
     return read
 
 
 def missing_in(cache: Cache, of: Remembered, width: int) -> list[int]:
     """Samples whose change has come and that are not remembered, or not with as many tokens."""
-    sizes = {of.samples[row]: STORED.size_bytes(of.lengths[row], width) for row in of.rows(known=True)}
-    return [sample for sample, size in sizes.items() if sample not in cache or len(cache[sample]) != size]
+    return [
+        of.samples[row]
+        for row in of.rows(known=True)
+        if of.samples[row] not in cache
+        or len(cache[of.samples[row]]) != STORED.size_bytes(of.lengths[row], width)
+    ]
 
 
 def is_row(data: bytes, tokens: int, width: int) -> bool:
@@ -148,6 +152,12 @@ def _held(cache: Cache, of: Remembered, width: int) -> torch.Tensor:
     data = b"".join([data[:scales] for data, scales in rows] + [data[scales:] for data, scales in rows])
     tokens = sum(of.lengths[row] for row in of.rows(known=True))
     return torch.from_numpy(STORED.unpack(data, tokens, width))
+
+
+def _forget_if(of: Remembered, cache: Cache) -> None:
+    """The device remembers nothing: what is here is of no use any more."""
+    if of.empty and len(cache):
+        cache.empty()
 
 
 def _joined(rows: Sequence[torch.Tensor], width: int) -> torch.Tensor:

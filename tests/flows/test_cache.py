@@ -101,8 +101,47 @@ def test_who_has_lost_its_disk_begins_with_nothing_and_the_round_goes_on(
     assert [row["dropped"] for row in fleet.report.rounds] == [[], [], []]
 
 
+def agree(fleet: Any) -> int:
+    """See that both ends of each hop hold the same if a session goes on from it; how many rows they share."""
+    shared = 0
+    edges = [agent.role for name, agent in fleet.agents.items() if name.startswith("edge")]
+    for device in fleet.agents.keys() & {"a", "b"}:
+        own = fleet.agents[device].role._cache
+        cloud = fleet.agents["cloud"].role._p.caches._caches[device]
+        newest = cloud.newest
+        for edge in [edge._caches[device] for edge in edges if device in edge._caches]:
+            for ours, theirs in ((own, edge.below), (cloud, edge.above)):
+                for end in (ours, theirs):
+                    end.begin("next", newest)
+                both = [sample for sample in range(5) if sample in ours and sample in theirs]
+                assert all(ours[sample] == theirs[sample] for sample in both)
+                shared += len(both)
+    return shared
+
+
+@pytest.mark.parametrize("loses", [True, False], ids=["with its disk", "alone"])
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_device_that_dies_early_in_a_round_holds_what_others_hold(
+    small_model: Path, tmp_path: Path, loses: bool, step: int
+) -> None:
+    s = dataclasses.replace(CACHED, rounds=4, local_steps=2, checkpoint_every=2)  # no sample twice in a round
+    fleet = CrashFleet(small_model, s, disks=tmp_path)
+    with contextlib.closing(fleet):
+        fleet.run(until=lambda fleet: until(fleet, 3, step))
+        fleet.kill("a")
+        for each in tmp_path.glob("a/samples.db*"):
+            if loses:
+                each.unlink()
+        fleet.start("a")
+        fleet.run()
+    assert agree(fleet) >= 10
+    assert fleet.report.ledger == {"expected": 16, "applied": 16, "lost": 0, "duplicated": 0}
+
+
 @pytest.mark.parametrize("first", range(FIRST, FIRST + SCHEDULES // 10, 15))
 def test_any_crash_ends_in_the_same_adapter(small_model: Path, first: int) -> None:
     for seed in range(first, min(first + 15, FIRST + SCHEDULES // 10)):
         with scratch() as disks:
-            run(small_model, seed, disks, dataclasses.replace(wanted(seed), codec_cache="1MB", rounds=3))
+            s = dataclasses.replace(wanted(seed), codec_cache="1MB", rounds=3)
+            fleet = run(small_model, seed, disks, s)
+            agree(fleet)

@@ -12,6 +12,7 @@ from iotsplit.role import Output
 from iotsplit.session import Backup
 from iotsplit.settings import FleetSettings, Stragglers, TrainingSettings
 from iotsplit.states import Assignment, Birth, Event
+from iotsplit_cloud.caches import Caches
 from iotsplit_cloud.carried import Carried
 from iotsplit_cloud.desk import Desk
 from iotsplit_cloud.members import GRACE_S, OPENING_S, Members
@@ -56,7 +57,7 @@ class Fleet:
             self.birth(device, Tier.DEVICE)
         desk = Desk(cloud="c", run="r", first_epoch=lambda: 1, settings=SETTINGS, members=self.members)
         self.round = Round(new_sessions(desk.assign(pairs, "train", "1", LIBRARY), SETTINGS, 0.0))
-        self.carried = Carried(SETTINGS, lambda _, update, since: update)
+        self.carried = Carried(SETTINGS, lambda _, update, since: update, Caches(SETTINGS, {}))
         settings = FleetSettings(step_timeout=TIMEOUT_S, **fleet)
         self.watch = Watch(self.members, settings, desk, self.carried)
 

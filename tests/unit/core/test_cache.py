@@ -1,11 +1,16 @@
 """What both ends remember: the same if they are told the same, nothing wrong, no more than allowed."""
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iotsplit.cache import Cache, CacheChange, Row
+from iotsplit.cache import Cache, CacheChange, Row, rows_of
+from iotsplit.errors import MalformedMessageError
+from iotsplit.settings import TrainingSettings
 
 EACH = 3
 """Rows of a session."""
@@ -102,6 +107,44 @@ def test_a_full_cache_takes_no_more_in_and_keeps_what_it_has_up_to_date() -> Non
     send(ours, [3, 2, 4], "y")
     ours.begin("s3", "s2")
     assert (ours[1], ours[2], len(ours)) == (b"x-of-1", b"y-of-2", 2)
+
+
+def test_who_has_lost_its_base_is_not_gone_on_from() -> None:
+    ours = cache()
+    ours.begin("s2", "s1")
+    send(ours, [1, 2, 3])
+    assert ours.newest == ""
+    again = cache(held=ours.take_change())
+    again.begin("s2", "s1")  # after a restart
+    again.begin("s3", "s2")
+    assert len(again) == 0
+
+
+def test_an_edge_asks_for_its_base_and_is_gone_on_from() -> None:
+    edge = Cache("a", limit_bytes=20, each=EACH, is_kept=False)
+    edge.begin("s2", "s1")
+    assert [edge.recall(sample, b"12345678") for sample in range(6)] == [True] * 5 + [False]
+    send(edge, [1, 2, 3])
+    assert edge.newest == "s2"
+
+
+def test_a_cache_of_other_settings_does_not_fit() -> None:
+    fleet = TrainingSettings(codec_cache="1kB", local_steps=1, batch_size=EACH, micro_batches=1)
+    assert cache().fits(fleet)
+    for change in ({"codec_cache": "2kB"}, {"local_steps": 2}):
+        changes: Any = change
+        assert not cache().fits(dataclasses.replace(fleet, **changes))
+
+
+def test_only_a_batch_can_be_asked_for_and_each_sample_once() -> None:
+    ours = cache()
+    ours.begin("s1", "")
+    send(ours, [1, 2, 3])
+    ours.begin("s2", "s1")
+    assert rows_of(ours, [3, 1, 3, 9], most=3) == {1: b"x-of-1", 3: b"x-of-3"}
+    assert rows_of(None, [3], most=3) == {}
+    with pytest.raises(MalformedMessageError, match="4 samples"):
+        rows_of(ours, range(4), most=3)
 
 
 def test_who_begins_with_nothing_says_so_to_its_disk_which_may_be_of_an_earlier_life() -> None:

@@ -122,6 +122,14 @@ def test_strange_msgpack_is_refused(body: bytes) -> None:
         decode_content(body)
 
 
+@pytest.mark.parametrize("kind", ["want", "device_rows", "cloud_rows"])
+def test_a_number_that_no_disk_can_hold_is_refused(kind: str) -> None:
+    plain = {"kind": kind, "wanted": "device_rows", "samples": [2**63 - 1], "rows": [b""]}
+    assert decode_content(msgpack.packb(plain))
+    with pytest.raises(MalformedMessageError):
+        decode_content(msgpack.packb(plain | {"samples": [2**63]}))
+
+
 @pytest.mark.parametrize("kind", [type(state) for state in STATES])
 @given(payload=st.binary(max_size=100) | plain.filter(lambda p: not has_bytes(p)).map(encode_state))
 def test_any_bytes_are_a_state_or_refused(kind: type[State], payload: bytes) -> None:

@@ -63,6 +63,14 @@ def test_a_damaged_file_is_begun_anew(tmp_path: Path) -> None:
     assert written(file, change(rows=[row(1)]))["a"].rows == (row(1),)
 
 
+def test_a_row_that_has_rotted_is_found(tmp_path: Path) -> None:
+    file = tmp_path / "samples.db"
+    written(file, change(rows=[row(1, data=b"sound and whole")]))
+    file.write_bytes(file.read_bytes().replace(b"sound and whole", b"sound and Whole"))
+    with contextlib.closing(CacheFile(file)) as held:
+        assert held.load() == {}
+
+
 def test_a_disk_that_cannot_be_written_is_an_error_of_the_system(tmp_path: Path) -> None:
     (tmp_path / "samples.db").mkdir()
     with pytest.raises(OSError, match=r"samples\.db"):

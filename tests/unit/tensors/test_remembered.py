@@ -36,7 +36,7 @@ def cache(session: str = "s1", base: str = "") -> Cache:
 
 def sent(exchange: Exchange, ours: Cache, hidden: torch.Tensor, known: tuple[bool, ...]) -> Activation:
     """What a device says of three samples."""
-    of = Remembered((0, 0), LENGTHS, samples=(4, 7, 9), known=known, empty=not any(known))
+    of = Remembered((0, 0), LENGTHS, samples=(4, 7, 9), known=known, empty=not len(ours))
     packed, cached = remembered.pack(exchange, ours, hidden, of, name=Identity("s", 0, 0, "activation"))
     return Activation(hidden=packed, mask=pack_integers(mask()), step_tokens=3, steps=1, cached=cached)
 
@@ -65,7 +65,6 @@ def test_both_ends_keep_the_same_and_it_is_near(known: tuple[bool, ...], seed: i
     exchange, ours, theirs = ends()
     hidden = noise(0) + noise(seed, 0.1)
     content = sent(exchange, ours, hidden, known)
-    content = changed(content, empty=False)
     got = read(exchange, theirs, content)
     for row, length in enumerate(LENGTHS):
         away = (got - hidden)[row, :length].norm() / hidden[row, :length].norm()
@@ -123,6 +122,27 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Any], reason: str) -> N
         read(exchange, theirs, content)
 
 
+def test_a_sample_twice_with_other_lengths_is_refused() -> None:
+    exchange, ours, theirs = ends()
+    content = changed(sent(exchange, ours, noise(1), (True, True, True)), samples=(9, 7, 9))
+    with pytest.raises(TensorRefusedError, match="not remembered"):
+        read(exchange, theirs, content)
+
+
+def test_what_is_refused_leaves_nothing_behind() -> None:
+    exchange, ours, theirs = ends()
+    theirs.take_change()
+    content = sent(exchange, ours, noise(0), (False, True, True))
+    assert content.cached is not None
+    bad = changed(content, change=msgspec.structs.replace(content.cached.change, data=b""), empty=False)
+    with pytest.raises(TensorRefusedError):
+        read(exchange, theirs, bad)
+    with pytest.raises(TensorRefusedError):
+        read(exchange, theirs, changed(content, empty=True))
+    assert theirs.take_change() is None
+    assert len(theirs) == 3
+
+
 @pytest.mark.parametrize("changes", [{"scheme": "int4"}, {"shape": (1, WIDTH)}, {"data": b"short"}], ids=str)
 def test_changes_that_are_packed_otherwise_are_refused(changes: dict[str, Any]) -> None:
     exchange, ours, theirs = ends()
@@ -147,6 +167,15 @@ def test_tokens_behind_padding_are_refused() -> None:
     holes[1, 0], holes[1, 4] = 0, 1
     with pytest.raises(TensorRefusedError, match="behind padding"):
         remembered.of_activation(content, holes, (0, 0))
+
+
+def test_what_its_receiver_would_refuse_is_a_matter_of_its_sender() -> None:
+    small = TrainingSettings(
+        batch_size=3, sequence_length=TIME, codec="int4", codec_cache="1MB", norm_bound=1.2
+    )
+    _, ours, _ = ends()
+    with pytest.raises(DivergedError, match="norm"):
+        sent(Exchange(small, WIDTH), ours, noise(0, 3.0), (True, True, True))
 
 
 def test_hidden_states_that_grow_too_large_are_refused() -> None:
