@@ -87,7 +87,7 @@ def _spoil_tensor(chance: random.Random, tensor: dict[str, Any]) -> None:
 
 def _spoil_activation(chance: random.Random, plain: dict[str, Any]) -> None:
     place = chance.choice(["hidden", "mask", "labels", "step_tokens", "steps"])
-    if place in ("mask", "labels") and plain[place] is not None:
+    if place in ("mask", "labels") and plain.get(place) is not None:
         chance.choice([_scheme_of_floats, _shape, _length, _impossible])(chance, plain[place])
     elif place in ("step_tokens", "steps"):
         plain[place] = chance.choice([0, -1, -(2**63), 1.5, "2", None])

@@ -138,10 +138,9 @@ def test_a_device_that_dies_early_in_a_round_holds_what_others_hold(
     assert fleet.report.ledger == {"expected": 16, "applied": 16, "lost": 0, "duplicated": 0}
 
 
-@pytest.mark.parametrize("first", range(FIRST, FIRST + SCHEDULES // 10, 15))
-def test_any_crash_ends_in_the_same_adapter(small_model: Path, first: int) -> None:
-    for seed in range(first, min(first + 15, FIRST + SCHEDULES // 10)):
+def test_after_any_crash_both_ends_hold_the_same(small_model: Path) -> None:
+    # test_crashes has more of them, in two rounds.
+    for seed in range(FIRST, FIRST + SCHEDULES // 40):
         with scratch() as disks:
             s = dataclasses.replace(wanted(seed), codec_cache="1MB", rounds=3)
-            fleet = run(small_model, seed, disks, s)
-            agree(fleet)
+            agree(run(small_model, seed, disks, s))

@@ -37,6 +37,7 @@ def wanted(seed: int) -> TrainingSettings:
         "labels": (Labels.CLOUD, Labels.CLOUD, Labels.CLOUD, Labels.DEVICE)[seed % 4],
         "optimizer": (Optimizer.ADAMW, Optimizer.SGD)[seed % 2],
         "base_dtype": list(BaseDtype)[seed // 4 % 3],
+        "codec_cache": ("0", "0", "0", "0", "1MB")[seed % 5],
         "aggregation": (Aggregation.FEDAVG, Aggregation.FEDAVG, Aggregation.ROLORA)[seed // 2 % 3],
     }
     return settings(**changes)
