@@ -87,12 +87,24 @@ def _spoil_tensor(chance: random.Random, tensor: dict[str, Any]) -> None:
 
 def _spoil_activation(chance: random.Random, plain: dict[str, Any]) -> None:
     place = chance.choice(["hidden", "mask", "labels", "step_tokens", "steps"])
-    if place in ("mask", "labels") and plain.get(place) is not None:
+    if plain.get("cached") is not None and chance.random() < 1 / 2:
+        _spoil_cached(chance, plain["cached"])
+    elif place in ("mask", "labels") and plain.get(place) is not None:
         chance.choice([_scheme_of_floats, _shape, _length, _impossible])(chance, plain[place])
     elif place in ("step_tokens", "steps"):
         plain[place] = chance.choice([0, -1, -(2**63), 1.5, "2", None])
     else:
         _spoil_tensor(chance, plain["hidden"])
+
+
+def _spoil_cached(chance: random.Random, plain: dict[str, Any]) -> None:
+    place = chance.choice(["change", "samples", "known"])
+    if place == "change":
+        chance.choice([_scheme, _shape, _length])(chance, plain["change"])
+    elif place == "samples":
+        plain["samples"] = chance.choice([[], [-1], [2**63], [0] * 99, ["1"], None])
+    else:
+        plain["known"] = [*plain["known"], True]
 
 
 def _scheme_of_floats(chance: random.Random, tensor: dict[str, Any]) -> None:

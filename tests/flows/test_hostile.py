@@ -89,6 +89,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "labels on the device": {"labels": Labels.DEVICE},
     "int8": {"codec": Codec.INT8},
     "bf16": {"codec": Codec.BF16},
+    "samples remembered": {"codec_cache": "1MB", "rounds": 3},
 }
 
 
