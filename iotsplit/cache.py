@@ -102,11 +102,6 @@ class Cache:
     def __len__(self) -> int:
         return len(self._rows)
 
-    @property
-    def size_bytes(self) -> int:
-        """Of what is gone on from."""
-        return self._size_bytes
-
     def holds(self, sample: int, digest: bytes) -> bool:
         """Whether the sample of that number is remembered and is still the same."""
         row = self._rows.get(sample)

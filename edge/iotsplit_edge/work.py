@@ -107,8 +107,10 @@ class EdgeWork:
         Raises:
             PeerError: the activation cannot be used.
         """
+        if self.caches is None:
+            return {}
         of, width = self._of(key, content)
-        return {} if of is None or self.caches is None else self.caches.missing(of, width)
+        return {} if of is None else self.caches.missing(of, width)
 
     def recall(self, key: Key, content: Activation, rows: DeviceRows | CloudRows) -> None:
         """Take in what a neighbour still remembers of an activation's samples.

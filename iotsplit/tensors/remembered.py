@@ -6,7 +6,6 @@ becomes what is remembered: in eight bits, rotated (`iotsplit.tensors.rotated`),
 """
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,7 +84,7 @@ def pack(
     tokens = [hidden[row, : of.lengths[row]] for row in of.rows(known=True)]
     held = _held(cache, of, hidden.shape[2])
     try:
-        data = changes.pack(_joined(tokens, hidden.shape[2]), held)
+        data = changes.pack(torch.cat([held[:0], *tokens]), held)
         _put_in(read, of, changes.unpack(data, held))
         exchange.check_hidden(read)
     except (NotFiniteError, TensorRefusedError) as error:
@@ -158,10 +157,6 @@ def _forget_if(of: Remembered, cache: Cache) -> None:
     """The device remembers nothing: what is here is of no use any more."""
     if of.empty and len(cache):
         cache.empty()
-
-
-def _joined(rows: Sequence[torch.Tensor], width: int) -> torch.Tensor:
-    return torch.cat([torch.zeros(0, width), *rows])
 
 
 def _put_in(read: torch.Tensor, of: Remembered, tokens: torch.Tensor) -> None:
