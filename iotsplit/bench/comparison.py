@@ -20,7 +20,6 @@ from iotsplit.bench.page import Section, page
 from iotsplit.bench.running import Job
 from iotsplit.bench.schemes import Scheme, place
 from iotsplit.datasets import partition
-from iotsplit.datasets.records import Pair
 from iotsplit.errors import UsageError, UserError
 from iotsplit.runtime import files
 
@@ -114,18 +113,19 @@ def _outcome(cell: Cell, options: BenchOptions, grounds: Grounds) -> Outcome:
         )
         return outcome
     try:
-        shares = _dealt(cell.case, options)
+        dealt = _dealt(cell.case, options)
     except UsageError as error:  # too little for so many devices, for example: other cases have fewer
         outcome.state, outcome.reason = "failed", str(error)
         return outcome
-    apart, together = dealing.write(options.output / "data" / cell.case.name, shares)
-    words = [f"--model={grounds.path}", f"--threads={options.threads}"]
+    apart, together = dealing.write(options.output / "data" / cell.case.name, dealt.shares)
+    words = [f"--threads={options.threads}"]
     words += ["--gradient-checkpointing"] if options.gradient_checkpointing else []
     words += ["--return-memory"] if options.return_memory else []
     job = Job(
         cell=cell,
         placement=placement,
         directory=cell.directory(options.output),
+        model=grounds.path,
         data=together if placement.pooled else apart,
         words=tuple(words),
         imports=grounds.imports,
@@ -134,11 +134,11 @@ def _outcome(cell: Cell, options: BenchOptions, grounds: Grounds) -> Outcome:
     outcome = running.run(job)
     outcome.needed = expected
     if outcome.state == "done":
-        _let_write(outcome, job, dealing.asked(shares, options.prompts), str(grounds.path))
+        _let_write(outcome, job, dealt, options.prompts)
     return outcome
 
 
-def _dealt(case: Case, options: BenchOptions) -> dealing.Shares:
+def _dealt(case: Case, options: BenchOptions) -> dealing.Dealt:
     return dealing.deal(
         options.data,
         case,
@@ -148,11 +148,12 @@ def _dealt(case: Case, options: BenchOptions) -> dealing.Shares:
     )
 
 
-def _let_write(outcome: Outcome, job: Job, pairs: Sequence[Pair], model: str) -> None:
+def _let_write(outcome: Outcome, job: Job, dealt: dealing.Dealt, prompts: int) -> None:
     """Let the model answer held-out prompts; that it cannot does not spoil the rest."""
     try:
-        outcome.texts = texts.write(model, job.directory / "run" / "adapter", pairs, MOST_NEW_TOKENS)
-        outcome.bleu = texts.bleu(outcome.texts, pairs)
+        pairs = dealing.asked(dealt.shares, prompts)
+        outcome.texts = texts.write(str(job.model), job.directory / "run" / "adapter", pairs, MOST_NEW_TOKENS)
+        outcome.bleu = texts.bleu(outcome.texts, dealt.answers)
     except UserError as error:
         outcome.reason = f"trained, but {error}"
 

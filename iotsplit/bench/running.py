@@ -51,6 +51,7 @@ class Job:
         cell: which.
         placement: who runs what.
         directory: where; what an earlier try has left there is removed.
+        model: directory of the model.
         data: folder with a file for each device.
         words: more of `iotsplit run`.
         imports: bytes of an agent before it has a model, by tier.
@@ -60,6 +61,7 @@ class Job:
     cell: Cell
     placement: Placement
     directory: Path
+    model: Path
     data: Path
     words: tuple[str, ...]
     imports: Mapping[str, int]
@@ -133,7 +135,12 @@ def _links(job: Job) -> Iterator[list[str]]:
 def words_of(job: Job) -> list[str]:
     """The options of ``iotsplit run`` that make a cell."""
     placement = job.placement
-    words = [f"--data={job.data}", "--partition=files", f"--devices={placement.devices}"]
+    words = [
+        f"--model={job.model}",
+        f"--data={job.data}",
+        "--partition=files",
+        f"--devices={placement.devices}",
+    ]
     words += [f"--step-timeout={STEP_TIMEOUT_S:g}"]
     words += [f"--edges={max(1, placement.edges)}"]  # whole models on the devices need none
     if placement.devices_per_edge is not None:

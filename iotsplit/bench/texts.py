@@ -2,7 +2,7 @@
 
 import importlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,22 +43,16 @@ def write(model: str, adapter: Path, pairs: Sequence[Pair], max_new_tokens: int)
     ]
 
 
-def bleu(texts: Sequence[Text], pairs: Sequence[Pair]) -> float | None:
+def bleu(texts: Sequence[Text], answers: Mapping[str, Sequence[str]]) -> float | None:
     """BLEU of texts against all answers that their prompts have, by sacrebleu; None without it.
 
     Args:
         texts: what was written.
-        pairs: held-out prompts with answers; a prompt may have several.
+        answers: to each of their prompts.
     """
-    if importlib.util.find_spec("sacrebleu") is None:
+    if not texts or importlib.util.find_spec("sacrebleu") is None:
         return None
     sacrebleu: Any = importlib.import_module("sacrebleu")
-    answers = {
-        text.prompt: [pair.completion.strip() for pair in pairs if pair.prompt == text.prompt] for text in texts
-    }
-    once = {text.prompt: text.written for text in texts}
-    if not once:
-        return None
-    most = max(len(answers[prompt]) for prompt in once)
-    references = [[(answers[prompt] + [None] * most)[place] for prompt in once] for place in range(most)]
-    return float(sacrebleu.corpus_bleu(list(once.values()), references).score)
+    most = max(len(answers[text.prompt]) for text in texts)
+    references = [[([*answers[text.prompt]] + [None] * most)[place] for text in texts] for place in range(most)]
+    return float(sacrebleu.corpus_bleu([text.written for text in texts], references).score)

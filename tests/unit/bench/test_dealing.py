@@ -23,7 +23,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def dealt(folder: Path, case: Case = CASE, held_out: int = 6) -> dealing.Shares:
-    return dealing.deal(str(folder), case, columns=("mr", "ref"), sequence_length=16, held_out=held_out)
+    columns = ("mr", "ref")
+    return dealing.deal(str(folder), case, columns=columns, sequence_length=16, held_out=held_out).shares
 
 
 def prompts(records: list[Record] | tuple[Record, ...], split: str) -> set[str]:
@@ -39,6 +40,19 @@ def test_every_record_is_learnt_or_held_out_and_no_prompt_is_both(folder: Path) 
         assert len(prompts(tuple(records), "eval")) == 3
 
 
+def test_what_one_device_holds_out_no_other_learns(tmp_path: Path) -> None:
+    rows = "".join(f'"asked {at // 8}","answer {at}"\n' for at in range(240))
+    (tmp_path / "all.csv").write_text(f"mr,ref\n{rows}")
+    case = Case(partition="iid", samples=ALL, devices=4, seed=0)
+    dealt = dealing.deal(str(tmp_path), case, columns=("mr", "ref"), sequence_length=16, held_out=2)
+    together = [record for records in dealt.shares.values() for record in records]
+    held = prompts(tuple(together), "eval")
+    assert held
+    assert held.isdisjoint(prompts(tuple(together), "train"))
+    assert held <= set(dealt.answers)
+    assert {len(each) for each in dealt.answers.values()} == {8}
+
+
 def test_samples_are_a_part_of_all_and_the_same_again(folder: Path) -> None:
     few = dealt(folder, Case(partition="files", samples=8, devices=2, seed=0), held_out=2)
     assert [len(records) for records in few.values()] == [10, 10]
@@ -50,7 +64,7 @@ def test_samples_are_a_part_of_all_and_the_same_again(folder: Path) -> None:
 def test_texts_are_cut_to_about_a_sequence(tmp_path: Path) -> None:
     (tmp_path / "a.log").write_text("".join(f"line {at} of a log\n" for at in range(400)))
     (tmp_path / "b.log").write_text("".join(f"row {at} of another\n" for at in range(400)))
-    shares = dealing.deal(str(tmp_path), CASE, columns=(), sequence_length=16, held_out=24)
+    shares = dealing.deal(str(tmp_path), CASE, columns=(), sequence_length=16, held_out=24).shares
     texts = [each for each in shares["a"] if isinstance(each, Text)]
     assert max(len(each.text) for each in texts) <= 48
     assert "".join(sorted(each.text for each in texts)) != ""
@@ -70,6 +84,7 @@ def test_all_together_hold_what_each_holds(folder: Path, tmp_path: Path) -> None
 def test_prompts_are_asked_in_turns(folder: Path) -> None:
     asked = dealing.asked(dealt(folder), 3)
     assert [pair.prompt.split()[0] for pair in asked] == ["press", "pump", "press"]
+    assert len({pair.prompt for pair in asked}) == 3
     assert {pair.split for pair in asked} == {"eval"}
     assert dealing.asked({"a": [Text("no question", "eval")]}, 3) == []
 

@@ -14,7 +14,6 @@ from iotsplit.bench.outcomes import Outcome, Text
 from iotsplit.bench.page import Section, page
 from iotsplit.bench.schemes import Placement, Scheme, place
 from iotsplit.bench.tables import by_setting, headlines, rows_of, to_csv
-from iotsplit.datasets.records import Pair
 from iotsplit.plan import Tier
 from iotsplit.settings import TrainingSettings
 from iotsplit.states import Metrics
@@ -176,11 +175,8 @@ def test_results_read_back_as_they_were_written() -> None:
 
 def test_texts_are_scored_against_all_that_a_prompt_may_be_answered_with() -> None:
     pytest.importorskip("sacrebleu")
-    pairs = [
-        Pair("p", "the pump is hot and has to be stopped", "eval"),
-        Pair("p", "stop the pump, it is hot", "eval"),
-    ]
-    right = [Text(prompt="p", wanted=pairs[0].completion, written=pairs[1].completion)]
-    wrong = [Text(prompt="p", wanted=pairs[0].completion, written="a pressure of nine bar was measured there")]
-    assert texts.bleu(right, pairs) == pytest.approx(100.0)
-    assert (texts.bleu(wrong, pairs) or 0.0) < 10
+    answers = {"p": ["the pump is hot and has to be stopped", "stop the pump, it is hot"]}
+    right = [Text(prompt="p", wanted=answers["p"][0], written=answers["p"][1])]
+    wrong = [Text(prompt="p", wanted=answers["p"][0], written="a pressure of nine bar was measured there")]
+    assert texts.bleu(right, answers) == pytest.approx(100.0)
+    assert (texts.bleu(wrong, answers) or 0.0) < 10

@@ -41,6 +41,7 @@ def ran(
         cell=Cell(scheme=Scheme.SPLITLLM, case=CASE),
         placement=placement(Scheme.SPLITLLM),
         directory=directory,
+        model=directory / "model",
         data=directory / "data",
         words=("--threads=1",),
         imports={},
