@@ -7,7 +7,9 @@ Beside the names of `codec_variants` there are ways that send the first time B b
 later an approximation of the difference to what the other side has; what it leaves stays in the next:
 
 =======  =================================================================================================
-cached   what `--codec int4 --codec-cache` sends (`iotsplit.tensors.changes`)
+cached   what `--codec int4 --codec-cache` sends (`iotsplit.tensors.changes`). `cached50`: signs of only the
+         50 % of the blocks that have changed most; `cached25m16`: so, after a linear map of rank 16 that all
+         samples share, and which is sent with every fourth step; `cached@50`: half of the samples have room
 `dBkR`   of each sample the best one of rank R; rows of both factors have 8 bits, and a scale
 `dBsR`   R coefficients of a token in a basis that samples share, 4 bits each; the basis has 8 bits, is that
          of the differences of the last four steps, and is sent with every fourth step
@@ -18,172 +20,18 @@ and what the approximation leaves of that (medians).
 """
 
 import argparse
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks import codec_differences
 from benchmarks.codec_loss import Run, batches_of, bits, tell, way
 from iotsplit.runtime import serve
 from iotsplit.settings import Codec, TrainingSettings
-from iotsplit.tensors import changes
 from iotsplit.tensors.models import resolve
-from iotsplit.tensors.remembered import STORED
 from iotsplit_device.batches import MicroBatch
-
-DIFFERENCES = re.compile(r"d([48])([ks])([0-9]+)")
-SCALE_BITS = 16
-FACTOR_BITS = 8
-COEFFICIENT_BITS = 4
-BASIS_STEPS = 4
-
-
-class Differences:
-    """Sends what has changed of a sample since it was sent last.
-
-    Args:
-        name: of the table.
-        seed: of the first codec, if it needs one.
-    """
-
-    def __init__(self, name: str, seed: int) -> None:
-        found = DIFFERENCES.fullmatch(name)
-        assert found is not None
-        self._first = f"int{found[1]}"
-        rank = int(found[3])
-        self._later: OfEach | Shared = OfEach(rank) if found[2] == "k" else Shared(rank)
-        self._around = way(self._first, seed)
-        self._held: dict[bytes, torch.Tensor] = {}
-        self.sent_bits = 0.0
-        self.values = 0
-        self.ratios: list[float] = []  # norm of a difference, relative to the tensor's
-        self.left: list[float] = []  # what of it the approximation leaves
-
-    def __call__(self, tensor: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
-        out = torch.zeros_like(tensor)
-        lengths = [int(length) for length in batch.mask.sum(dim=1)]
-        samples = [batch.ids[row, :length].numpy().tobytes() for row, length in enumerate(lengths)]
-        values = [tensor[row, :length].detach() for row, length in enumerate(lengths)]
-        known = [row for row, sample in enumerate(samples) if sample in self._held]
-        changes = {row: _scaled(values[row], self._held[samples[row]]) for row in known}
-        steps, cost = self._later(changes)
-        self.sent_bits += cost
-        for row, (sample, value) in enumerate(zip(samples, values, strict=True)):
-            read = self._read(value, self._held.get(sample), steps.get(row))
-            out[row, : lengths[row]] = self._held[sample] = read
-            self.values += value.numel()
-        return out
-
-    def _read(self, value: torch.Tensor, held: torch.Tensor | None, step: torch.Tensor | None) -> torch.Tensor:
-        if held is None or step is None:
-            self.sent_bits += bits(self._first) * value.numel()
-            return self._around(value.unsqueeze(0)).squeeze(0)
-        read = held + step * _norms(held)
-        change = float((value - held).norm())
-        self.ratios.append(change / max(1e-12, float(value.norm())))
-        self.left.append(float((value - read).norm()) / max(1e-12, change))
-        return read
-
-
-def _norms(held: torch.Tensor) -> torch.Tensor:
-    """Of each token: some are a thousand times longer than others, and would be all that counts."""
-    norms: torch.Tensor = torch.linalg.vector_norm(held, dim=1, keepdim=True)
-    return norms.clamp(min=1e-12)
-
-
-def _scaled(value: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
-    return (value - held) / _norms(held)
-
-
-class OfEach:
-    """The best approximation of each difference of a rank."""
-
-    def __init__(self, rank: int) -> None:
-        self._rank = rank
-
-    def __call__(self, changes: dict[int, torch.Tensor]) -> tuple[dict[int, torch.Tensor], float]:
-        """What arrives of the differences, and its bits."""
-        steps, cost = {}, 0.0
-        for row, change in changes.items():
-            rank = min(self._rank, *change.shape)
-            u, s, vt = torch.linalg.svd(change, full_matrices=False)
-            left, right = u[:, :rank] * s[:rank].sqrt(), vt[:rank] * s[:rank].sqrt().unsqueeze(1)
-            steps[row] = _rounded(left.T, FACTOR_BITS).T @ _rounded(right, FACTOR_BITS)
-            cost += rank * (sum(change.shape) * FACTOR_BITS + 2 * SCALE_BITS)
-        return steps, cost
-
-
-class Shared:
-    """Coefficients in a basis of all differences of late."""
-
-    def __init__(self, rank: int) -> None:
-        self._rank = rank
-        self._recent: list[torch.Tensor] = []
-        self._basis = torch.zeros(0, 0)
-        self._steps = 0
-
-    def __call__(self, changes: dict[int, torch.Tensor]) -> tuple[dict[int, torch.Tensor], float]:
-        """What arrives of the differences, and its bits."""
-        if not changes:
-            return {}, 0.0
-        cost = 0.0
-        self._recent = [*self._recent[1 - BASIS_STEPS :], torch.cat(list(changes.values()))]
-        if self._steps % BASIS_STEPS == 0:
-            directions = torch.linalg.svd(torch.cat(self._recent), full_matrices=False)[2][: self._rank]
-            self._basis = _rounded(directions, FACTOR_BITS)  # (rank, width)
-            cost += self._basis.numel() * FACTOR_BITS + len(self._basis) * SCALE_BITS
-        self._steps += 1
-        steps = {}
-        for row, change in changes.items():
-            coefficients = change @ self._basis.T  # (time, rank)
-            steps[row] = _rounded(coefficients.T, COEFFICIENT_BITS).T @ self._basis
-            cost += coefficients.numel() * COEFFICIENT_BITS + len(self._basis) * SCALE_BITS
-        return steps, cost
-
-
-def _rounded(rows: torch.Tensor, depth: int) -> torch.Tensor:
-    largest = 2 ** (depth - 1) - 1
-    scales: torch.Tensor = (rows.abs().amax(dim=1, keepdim=True) / largest).clamp(min=1e-30)
-    return torch.round(rows / scales) * scales
-
-
-class Cached:
-    """What the fleet sends of samples that both ends remember."""
-
-    def __init__(self) -> None:
-        self._around = way("int4", 0)
-        self._held: dict[bytes, bytes] = {}
-        self.sent_bits, self.values = 0.0, 0
-        self.ratios: list[float] = []
-        self.left: list[float] = []
-
-    def __call__(self, tensor: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
-        out = torch.zeros_like(tensor)
-        for row, length in enumerate(int(each) for each in batch.mask.sum(dim=1)):
-            sample, value = (
-                batch.ids[row, :length].numpy().tobytes(),
-                tensor[row, :length].detach().contiguous(),
-            )
-            read = self._read(value, self._held.get(sample))
-            self._held[sample] = STORED.pack(read.contiguous())
-            self.values += value.numel()
-            out[row, :length] = read
-        return out
-
-    def _read(self, value: torch.Tensor, stored: bytes | None) -> torch.Tensor:
-        if stored is None:
-            self.sent_bits += bits("int4") * value.numel()
-            return self._around(value)
-        held = torch.from_numpy(STORED.unpack(stored, *value.shape))
-        data = changes.pack(value, held)
-        read = changes.unpack(data, held)
-        self.sent_bits += 8 * len(data)
-        change = float((value - held).norm())
-        self.ratios.append(change / max(1e-12, float(value.norm())))
-        self.left.append(float((value - read).norm()) / max(1e-12, change))
-        return read
 
 
 class Stateless:
@@ -202,14 +50,12 @@ class Stateless:
         return self._around(tensor)
 
 
-Sender = Differences | Cached | Stateless
+Sender = codec_differences.Differences | codec_differences.Cached | Stateless
 
 
 def sender(name: str, seed: int) -> Sender:
     """What sends by that name."""
-    if name == "cached":
-        return Cached()
-    return Differences(name, seed) if DIFFERENCES.fullmatch(name) else Stateless(name, seed)
+    return codec_differences.sender(name, seed) or Stateless(name, seed)
 
 
 class Bus(torch.autograd.Function):

@@ -8,6 +8,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+AT_ONCE = 16
+"""Prompts in a batch: the weights are read once for all of them."""
+
 
 def complete(
     model_dir: Path, adapter_dir: Path | None, prompts: Sequence[str], max_new_tokens: int
@@ -23,25 +26,28 @@ def complete(
     Returns:
         The continuations, without their prompts and special tokens.
     """
-    tokenizer: Any = AutoTokenizer.from_pretrained(model_dir)
+    tokenizer: Any = AutoTokenizer.from_pretrained(model_dir, padding_side="left")
     model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     if adapter_dir is not None:
-        model = PeftModel.from_pretrained(model, str(adapter_dir))
+        model = PeftModel.from_pretrained(model, str(adapter_dir)).merge_and_unload()
     model.eval()
-    return [_continue(model, tokenizer, prompt, max_new_tokens) for prompt in prompts]
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    written: list[str] = []
+    for first in range(0, len(prompts), AT_ONCE):
+        written += _continue(model, tokenizer, list(prompts[first : first + AT_ONCE]), max_new_tokens)
+    return written
 
 
-def _continue(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> str:
-    # One at a time: prompts of different lengths would need padding on the left.
-    encoded = tokenizer(prompt, return_tensors="pt")
-    end = model.config.eos_token_id
+def _continue(model: Any, tokenizer: Any, prompts: list[str], max_new_tokens: int) -> list[str]:
+    encoded = tokenizer(prompts, return_tensors="pt", padding=True)
     with torch.no_grad():
         tokens = model.generate(
             input_ids=encoded["input_ids"],
             attention_mask=encoded["attention_mask"],
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            pad_token_id=end[0] if isinstance(end, list) else end,
+            pad_token_id=tokenizer.pad_token_id,
         )
-    new = tokens[0, encoded["input_ids"].shape[1] :]
-    return str(tokenizer.decode(new, skip_special_tokens=True))
+    new = tokens[:, encoded["input_ids"].shape[1] :]
+    return [str(text) for text in tokenizer.batch_decode(new, skip_special_tokens=True)]

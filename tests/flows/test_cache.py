@@ -140,7 +140,7 @@ def test_a_device_that_dies_early_in_a_round_holds_what_others_hold(
 
 def test_after_any_crash_both_ends_hold_the_same(small_model: Path) -> None:
     # test_crashes has more of them, in two rounds.
-    for seed in range(FIRST, FIRST + SCHEDULES // 40):
+    for seed in range(FIRST, FIRST + SCHEDULES // 100):
         with scratch() as disks:
             s = dataclasses.replace(wanted(seed), codec_cache="1MB", rounds=3)
             agree(run(small_model, seed, disks, s))

@@ -26,6 +26,8 @@ PACKETS = 450
 FEDERATED_PACKETS = 60
 LIMIT = 40_000
 CHUNK = 25
+LIKE = 12
+"""Seeds that differ by this have all settings but one in common: one undisturbed run does for many of them."""
 
 
 def wanted(seed: int) -> TrainingSettings:
@@ -114,9 +116,9 @@ def scratch() -> Iterator[Path]:
         shutil.rmtree(disks)
 
 
-@pytest.mark.parametrize("first", range(FIRST, FIRST + SCHEDULES, CHUNK))
+@pytest.mark.parametrize("first", [n for n in range(SCHEDULES) if n % (LIKE * CHUNK) < LIKE])
 def test_any_crash_ends_in_the_same_adapter(small_model: Path, first: int) -> None:
-    for seed in range(first, min(first + CHUNK, FIRST + SCHEDULES)):
+    for seed in range(FIRST + first, FIRST + min(SCHEDULES, first + LIKE * CHUNK), LIKE):
         with scratch() as disks:
             run(small_model, seed, disks)
 

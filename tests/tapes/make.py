@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from iotsplit.settings import FleetSettings, Stragglers, TrainingSettings
+from iotsplit.settings import FleetSettings, Stragglers, TrainingSettings, UpdateCodec
 from iotsplit.tape.stage import MemoryFleet
 from tests.support import letters_model
 
@@ -24,6 +24,7 @@ TRAINING = TrainingSettings(
     sequence_length=12,
     cut=(1, 3),
     codec="fp32",
+    update_codec=UpdateCodec.FP32,
     rank=2,
     alpha=4.0,
     learning_rate=1e-2,

@@ -35,6 +35,8 @@ CASES = [
     for story in make.STORIES
     for tier, agent in AGENTS
     if (tier, agent) not in ABSENT.get(story, set())
+    if story
+    != "remembered"  # on another processor a sign tips, and all that follows is a change of something else
 ]
 
 
@@ -58,10 +60,10 @@ def test_golden_tapes_are_small() -> None:
     assert sum(tape.stat().st_size for tape in HERE.glob("*.tape")) <= 1 << 20
 
 
-@pytest.mark.parametrize("story", ["fail-over", "restart"])
+@pytest.mark.parametrize("story", ["fail-over", "restart", "remembered"])
 def test_on_the_same_machine_it_is_the_same_to_the_byte(story: str, model: Path, tmp_path: Path) -> None:
     tape = make.record(story, model, tmp_path)
-    for tier, agent in (AGENTS[0], AGENTS[3], AGENTS[4]):
+    for tier, agent in (AGENTS[0], AGENTS[2], AGENTS[3], AGENTS[4]):
         outcome = held(tape, tier, agent, model)
         expect_same(outcome)
         assert outcome.largest == 0.0
