@@ -1,9 +1,10 @@
-"""Loss against bits, from the CSV files of `codec_loss`: a table in Markdown, and a plot.
+"""Loss against bits, from the CSV files of `codec_loss` or `codec_epochs`: a table in Markdown, and a plot.
 
     python -m benchmarks.codec_plot plant.csv logs.csv --plot docs/codec-loss.svg
 
-Each point is a codec: bits for a value, the mean of both ways, and how much higher the held-out loss ends than
-with fp32 of the same data and seed; bars from the least to the most of the seeds.
+Each point is a codec: bits for a value, the mean of both ways or (`codec_epochs`) of an activation, and how
+much higher the held-out loss ends than with fp32 of the same data and seed; bars from the least to the most of
+the seeds.
 """
 
 import argparse
@@ -26,17 +27,24 @@ Gaps = dict[str, dict[str, list[float]]]
 """By codec and data: the differences to fp32 of the seeds."""
 
 
-def read(paths: Iterable[Path]) -> tuple[Gaps, dict[str, float]]:
-    """Differences, and bits by codec."""
+def read(paths: Iterable[Path]) -> tuple[Gaps, dict[str, float], str]:
+    """Differences, bits by codec, and what they are bits of."""
     rows = [row for path in paths for row in csv.DictReader(path.open())]
-    exact = {(row["data"], row["seed"]): float(row["after"]) for row in rows if row["codec"] == "fp32"}
+    epochs = "way" in rows[0]
+    exact, found = {}, []
+    for row in rows:
+        codec = row["way" if epochs else "codec"]
+        if codec == "fp32":
+            exact[row["data"], row["seed"]] = float(row["after"])
+        else:
+            found.append((codec, row))
     gaps: Gaps = defaultdict(lambda: defaultdict(list))
     bits = {}
-    for row in rows:
-        if row["codec"] != "fp32":
-            gaps[row["codec"]][row["data"]].append(float(row["after"]) - exact[row["data"], row["seed"]])
-            bits[row["codec"]] = (float(row["up_bits"]) + float(row["down_bits"])) / 2
-    return gaps, bits
+    for codec, row in found:
+        gaps[codec][row["data"]].append(float(row["after"]) - exact[row["data"], row["seed"]])
+        up, down = float(row["up_bits"]), float(row["down_bits"])
+        bits[codec] = up if epochs else (up + down) / 2
+    return gaps, bits, "bits for an activation, all epochs" if epochs else "bits for a value, mean of both ways"
 
 
 def table(gaps: Gaps, bits: Mapping[str, float], data: list[str]) -> str:
@@ -48,7 +56,7 @@ def table(gaps: Gaps, bits: Mapping[str, float], data: list[str]) -> str:
     return "\n".join(lines)
 
 
-def draw(gaps: Gaps, bits: Mapping[str, float], data: list[str], path: Path) -> None:
+def draw(gaps: Gaps, bits: Mapping[str, float], data: list[str], path: Path, of: str) -> None:
     """One line of points for each set of data."""
     figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
     for color, each in zip(("tab:blue", "tab:orange", "tab:green"), data, strict=False):
@@ -63,9 +71,7 @@ def draw(gaps: Gaps, bits: Mapping[str, float], data: list[str], path: Path) -> 
     axes.axhline(0, color="gray", linewidth=0.8)
     axes.set_yscale("symlog", linthresh=LINEAR_TO)
     axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
-    axes.set(
-        xlabel="bits for a value, mean of both ways", ylabel="held-out loss after 40 steps, less that with fp32"
-    )
+    axes.set(xlabel=of, ylabel="held-out loss after training, less that with fp32")
     every = [gap for found in gaps.values() for each in found.values() for gap in each]
     axes.set_ylim(min([0, *every]) - LINEAR_TO / 4, 1.5 * max(every))
     axes.margins(x=0.1)
@@ -79,12 +85,12 @@ def main() -> None:
     parser.add_argument("tables", nargs="+", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
-    gaps, bits = read(options.tables)
+    gaps, bits, of = read(options.tables)
     data = list(dict.fromkeys(each for found in gaps.values() for each in found))
     print(table(gaps, bits, data))
     if options.plot:
         mpl.rcParams["svg.hashsalt"] = "iotsplit"
-        draw(gaps, bits, data, options.plot)
+        draw(gaps, bits, data, options.plot, of)
 
 
 if __name__ == "__main__":
