@@ -209,8 +209,9 @@ def _show(options: BenchOptions, outcomes: Sequence[Outcome], console: Console) 
 
 def _table(setting: Case, schemes: Mapping[Scheme, Sequence[Outcome]]) -> Table:
     table = Table(title=str(setting), title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for place_, heading in enumerate(("scheme", *(column.title for column in tables.COLUMNS))):
+    heads, *rows = tables.table_of(schemes)
+    for place_, heading in enumerate(heads):
         table.add_column(heading, justify="right" if place_ else "left", overflow="fold")
-    for row in tables.rows_of(schemes):
-        table.add_row(*row)
+    for row in rows:
+        table.add_row(*(cell.replace(" (", "\n(") for cell in row))  # a range has a line of its own
     return table

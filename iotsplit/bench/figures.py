@@ -191,11 +191,11 @@ def _curve(steps: Sequence[Metrics], moved: int) -> list[Point]:
 
 
 def spread(values: Sequence[float], form: str) -> str:
-    """Median, and least to most where there are several.
+    """Median, and least to most where they differ.
 
     Args:
         values: at least one.
         form: how a number is written.
     """
     least, most = f"{min(values):{form}}", f"{max(values):{form}}"
-    return f"{statistics.median(values):{form}}" + (f" ({least} to {most})" if len(values) > 1 else "")
+    return f"{statistics.median(values):{form}}" + (f" ({least} to {most})" if least != most else "")

@@ -3,7 +3,7 @@
 import csv
 import io
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from iotsplit.bench.cells import Case
@@ -46,6 +46,10 @@ COLUMNS = (
 """Of the table that everybody sees first. MB are of 10^6 bytes, peaks at once of all processes of a kind."""
 
 
+ENOUGH_TEXTS = 8
+"""So many texts are scored by BLEU: of fewer it tells nothing."""
+
+
 def by_setting(outcomes: Sequence[Outcome]) -> dict[Case, dict[Scheme, list[Outcome]]]:
     """Results of all seeds together, setting by setting."""
     found: dict[Case, dict[Scheme, list[Outcome]]] = {}
@@ -54,21 +58,25 @@ def by_setting(outcomes: Sequence[Outcome]) -> dict[Case, dict[Scheme, list[Outc
     return found
 
 
-def rows_of(schemes: Mapping[Scheme, Sequence[Outcome]]) -> list[list[str]]:
-    """A row for each scheme of a setting: its name, then medians with least and most over seeds."""
-    rows = []
+def table_of(schemes: Mapping[Scheme, Sequence[Outcome]]) -> list[list[str]]:
+    """Heads, then a row for each scheme of a setting: its name, then medians with least and most over seeds."""
+    every = [each for outcomes in schemes.values() for each in outcomes]
+    scored = any(each.bleu is not None and len(each.texts) >= ENOUGH_TEXTS for each in every)
+    heads = ["scheme", *(column.title for column in COLUMNS), *(["BLEU"] if scored else [])]
+    rows = [heads]
     for scheme, outcomes in schemes.items():
         done = [each.figures for each in outcomes if each.figures is not None]
         if not done:
-            rows.append([TITLES[scheme], outcomes[0].state, *[""] * (len(COLUMNS) - 1)])
+            rows.append([TITLES[scheme], outcomes[0].state, *[""] * (len(heads) - 2)])
             continue
-        rows.append([TITLES[scheme], *(_cell(column, done) for column in COLUMNS)])
+        row = [TITLES[scheme], *(_cell(map(column.of, done), column.form) for column in COLUMNS)]
+        rows.append([*row, _cell((each.bleu for each in outcomes), ".1f")] if scored else row)
     return rows
 
 
-def _cell(column: Column, done: Sequence[Figures]) -> str:
-    values = [value for value in map(column.of, done) if value is not None]
-    return spread(values, column.form) if values else "-"
+def _cell(found: Iterable[float | None], form: str) -> str:
+    values = [value for value in found if value is not None]
+    return spread(values, form) if values else "-"
 
 
 def to_csv(outcomes: Sequence[Outcome]) -> str:

@@ -13,7 +13,7 @@ from iotsplit.bench.figures import Figures, figures_of
 from iotsplit.bench.outcomes import Outcome, Text
 from iotsplit.bench.page import Section, page
 from iotsplit.bench.schemes import Placement, Scheme, place
-from iotsplit.bench.tables import by_setting, headlines, rows_of, to_csv
+from iotsplit.bench.tables import by_setting, headlines, table_of, to_csv
 from iotsplit.plan import Tier
 from iotsplit.settings import TrainingSettings
 from iotsplit.states import Metrics
@@ -137,11 +137,21 @@ def outcomes() -> list[Outcome]:
 def test_seeds_come_together_and_what_was_not_done_is_named() -> None:
     ((setting, schemes),) = by_setting(outcomes()).items()
     assert str(setting) == "files, all samples a device, 2 devices"
-    rows = {row[0]: row for row in rows_of(schemes)}
+    rows = {row[0]: row for row in table_of(schemes)}
     assert rows["FL"][1] == "left out"
     assert rows["SplitLLM"][6] == "2.000 (1.000 to 3.000)"
     assert len({len(row) for row in rows.values()}) == 1
     assert headlines(schemes)[0] == "peak of device: 0 MB, 0 % under SFL (0)"
+
+
+def test_enough_texts_of_all_seeds_are_scored() -> None:
+    assert "BLEU" not in table_of(by_setting(outcomes())[CASE.setting])[0]
+    scored = outcomes()
+    for score, each in zip((10.0, 20.0, 30.0, 40.0), scored, strict=False):
+        each.bleu, each.texts = score, each.texts * 8
+    heads, *rows = table_of(by_setting(scored)[CASE.setting])
+    assert heads[-1] == "BLEU"
+    assert [row[-1] for row in rows] == ["20.0 (10.0 to 30.0)", "30.0 (20.0 to 40.0)", ""]
 
 
 def test_every_cell_is_a_line_of_the_file() -> None:
