@@ -20,6 +20,8 @@ mpl.use("svg")
 from matplotlib import pyplot as plt
 from matplotlib import ticker
 
+LOSSLESS_BITS = 8
+"""Codecs of so many bits lose next to nothing, and are told apart on a logarithmic scale only."""
 LINEAR_TO = 0.01
 """Differences below this are noise between seeds: from here on the scale is logarithmic."""
 
@@ -66,14 +68,19 @@ def draw(gaps: Gaps, bits: Mapping[str, float], data: list[str], path: Path, of:
         means = [statistics.mean(found) for *_, found in points]
         axes.scatter([at for at, *_ in points], means, color=color, label=each, zorder=3)
         if each == data[0]:
-            for (at, codec, _), mean in zip(points, means, strict=True):
-                axes.annotate(codec, (at, mean), xytext=(5, 4), textcoords="offset points", fontsize=8)
+            labelled = sorted(zip(points, means, strict=True), key=lambda each: each[0][0])
+            for number, ((at, codec, _), mean) in enumerate(labelled):
+                beside = (5, -10 if number % 2 else 4)  # neighbours would stand on each other
+                axes.annotate(codec, (at, mean), xytext=beside, textcoords="offset points", fontsize=8)
     axes.axhline(0, color="gray", linewidth=0.8)
-    axes.set_yscale("symlog", linthresh=LINEAR_TO)
+    every = [gap for found in gaps.values() for each in found.values() for gap in each]
+    lowest = min([0, *every]) - max(every) / 10
+    if max(bits.values()) > LOSSLESS_BITS:
+        axes.set_yscale("symlog", linthresh=LINEAR_TO)
+        lowest = min([0, *every]) - LINEAR_TO / 4
     axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
     axes.set(xlabel=of, ylabel="held-out loss after training, less that with fp32")
-    every = [gap for found in gaps.values() for each in found.values() for gap in each]
-    axes.set_ylim(min([0, *every]) - LINEAR_TO / 4, 1.5 * max(every))
+    axes.set_ylim(lowest, 1.2 * max(every))
     axes.margins(x=0.1)
     axes.legend(frameon=False)
     figure.savefig(path, metadata={"Date": None})
