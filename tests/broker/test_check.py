@@ -19,7 +19,7 @@ from iotsplit.topics import Topics
 from iotsplit_broker import process
 from iotsplit_broker.checking import check, examination, loads, points, probes
 from iotsplit_broker.checking.bench import Bench
-from iotsplit_broker.checking.client import BareClient
+from iotsplit_broker.checking.client import BareClient, Manners
 from iotsplit_broker.checking.examination import QUICK, reach
 from iotsplit_broker.checking.findings import Verdict
 from iotsplit_broker.checking.rights import Role, judge_rights
@@ -264,6 +264,24 @@ def test_what_is_retained_is_cleared_when_a_signal_ends_it(start_mosquitto: Star
         running.send_signal(number)
         running.stdout.read()
     assert running.returncode == 130
+    assert left_at(broker) == []
+
+
+def test_a_client_that_is_interrupted_while_it_connects_leaves_no_will(
+    start_mosquitto: StartBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = start_mosquitto()
+    will = Packet(topic=f"{ROOT}probe/hasty/will", payload=b"gone", retain=True)
+    client = BareClient(BrokerAddress.parse(url_of(broker)), "hasty", Manners(last_will=will))
+
+    def interrupted(*_: object) -> bool:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(client, "_wait", interrupted)
+    with pytest.raises(KeyboardInterrupt), client:
+        pass
+    client.cut()
     assert left_at(broker) == []
 
 

@@ -100,6 +100,15 @@ class BareClient:
             RefusedError: the broker does not want us, or is not whom we trust.
         """
         try:
+            self._open()
+        except KeyboardInterrupt:
+            # Without a goodbye the broker would send the will when we end, after all has been cleared.
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def _open(self) -> None:
+        try:
             self._client.connect(self._address.host, self._address.port, keepalive=KEEPALIVE_S)
         except (OSError, ValueError) as error:
             raise explain(error, self._address) from None
@@ -108,7 +117,6 @@ class BareClient:
         if self._refusal is not None or not self._client.is_connected():
             self.cut()
             raise explain_answer(self._refusal, self._address, in_time=in_time)
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
