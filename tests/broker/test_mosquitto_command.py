@@ -77,7 +77,7 @@ def test_the_child_ends_when_the_command_is_killed(command: RunCommand, kind: Ki
 def test_it_ends_with_code_1_when_the_broker_dies(command: RunCommand, kind: Kind) -> None:
     process = command("--port=0", "--json", f"--kind={kind}")
     psutil.Process(announced(process)["pid"]).kill()
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert json.loads(errors.splitlines()[-1])["message"] == "the broker ended with code -9"
 
@@ -92,14 +92,14 @@ def test_the_embedded_broker_says_what_it_lacks(command: RunCommand) -> None:
     process = command("--port=0", "--json", "--kind=embedded")
     announced(process)
     process.terminate()
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=60)
     assert "retained messages are lost" in errors
 
 
 def test_a_taken_port_is_wrong_usage(command: RunCommand) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         process = command(f"--port={server.getsockname()[1]}")
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "is taken" in errors
 
@@ -107,7 +107,7 @@ def test_a_taken_port_is_wrong_usage(command: RunCommand) -> None:
 def test_two_brokers_do_not_share_a_directory(command: RunCommand) -> None:
     announced(command("--port=0", "--json"))
     second = command("--port=0", "--json")
-    _, errors = second.communicate(timeout=20)
+    _, errors = second.communicate(timeout=60)
     assert second.returncode == 2
     assert "another broker" in json.loads(errors)["message"]
 
@@ -116,7 +116,7 @@ def test_open_doors_are_pointed_out(command: RunCommand) -> None:
     process = command("--port=0", "--json", "--host=0.0.0.0")
     announced(process)
     process.terminate()
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=60)
     assert "everybody who reaches 0.0.0.0 may connect" in errors
 
 

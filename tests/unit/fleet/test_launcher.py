@@ -122,7 +122,7 @@ def test_stop_leaves_nothing_behind_not_even_the_stubborn_and_grandchildren(
     family = [psutil.Process(child.process.pid) for child in children]
     family += [kin for each in family for kin in each.children(recursive=True)]
     launcher.stop()
-    gone, alive = psutil.wait_procs(family, timeout=10)
+    gone, alive = psutil.wait_procs(family, timeout=60)
     assert len(gone) == 4
     assert alive == []
 
@@ -224,5 +224,5 @@ def test_a_killed_parent_takes_its_children_along(tmp_path: Path, program: list[
         child = psutil.Process(int(parent.stdout.readline()))
         parent.kill()
         parent.wait(30)
-    _, alive = psutil.wait_procs([child], timeout=10)
+    _, alive = psutil.wait_procs([child], timeout=60)
     assert alive == []

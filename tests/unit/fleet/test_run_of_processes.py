@@ -105,7 +105,7 @@ def test_a_run_that_is_interrupted_again_while_it_ends_leaves_no_process(
                 break
         run.send_signal(signal.SIGINT)
         run.send_signal(signal.SIGINT)
-        out, err = run.communicate(timeout=30)
+        out, err = run.communicate(timeout=60)
     assert run.returncode == 130
     assert "the same command goes on" in out
     assert err == ""
@@ -124,7 +124,7 @@ def test_a_killed_run_takes_its_fleet_along(model: Path, data: Path, tmp_path: P
         fleet = [each for each in agents_of(output) if each.pid != run.pid]
         assert len(fleet) >= 5
         run.kill()
-    _, alive = psutil.wait_procs(fleet, timeout=20)
+    _, alive = psutil.wait_procs(fleet, timeout=60)
     assert alive == []
 
 
