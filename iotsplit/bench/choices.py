@@ -37,7 +37,7 @@ class BenchOptions(CommonOptions):
         links: Rates of each device's link in Mbit/s up and down, or none for this machine's.
         seeds: Seeds; of several, medians are shown with least and most.
         held_out: Most held-out records of each device.
-        prompts: Held-out prompts that are answered with each adapter; all of them are scored by BLEU.
+        prompts: Held-out prompts that are answered with each adapter; BLEU is shown of eight or more.
         threads: CPU threads of each agent.
         gradient_checkpointing: Compute layers again for the backward pass: same bits, less memory, slower.
         return_memory: Edges and cloud give freed memory back at once: same bits, less memory, slower.

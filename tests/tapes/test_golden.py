@@ -30,13 +30,13 @@ HERE = Path(__file__).parent
 TOLERANCE = 1e-4  # another processor sums in another order
 AGENTS = [("device", "a"), ("device", "b"), ("edge", "edge-1"), ("edge", "edge-2"), ("cloud", "cloud")]
 ABSENT = {"rollback": {("device", "b"), ("edge", "edge-2")}, "remembered": {("device", "b")}}
+# Of what is remembered a sign tips on another processor, and all that follows is a change of something else.
 CASES = [
     (story, tier, agent)
     for story in make.STORIES
     for tier, agent in AGENTS
     if (tier, agent) not in ABSENT.get(story, set())
-    if story
-    != "remembered"  # on another processor a sign tips, and all that follows is a change of something else
+    if story != "remembered"
 ]
 
 
