@@ -14,21 +14,27 @@ from iotsplit.tensors.remembered import Remembered
 ROWS = {"device_rows": Tier.DEVICE, "cloud_rows": Tier.CLOUD}
 """Who has what was lost, by the kind of frame that brings it."""
 
+ROUNDS = 32
+"""In which a device has to train once to be remembered: some rest for a while, others never come back."""
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Caches:
     """One device's samples.
 
     Args:
         below: as the edge has read them.
         above: as the cloud has.
+        round: the newest in which the device has trained here.
     """
 
     below: Cache
     above: Cache
+    round: int = 0
 
-    def begin(self, session: str, base: str) -> None:
-        """Begin a session, or go on with it, from what another has left."""
+    def begin(self, session: str, base: str, round_: int) -> None:
+        """Begin a session of that round, or go on with it, from what another has left."""
+        self.round = round_
         for cache in (self.below, self.above):
             cache.begin(session, base)
 
@@ -54,4 +60,10 @@ class Caches:
 
 def new_caches(device: str, settings: TrainingSettings) -> Caches:
     """Caches of a device that this edge has not served, or not without a gap."""
-    return Caches(*(new_cache(device, settings, is_kept=False) for _ in range(2)))
+    below, above = (new_cache(device, settings, is_kept=False) for _ in range(2))
+    return Caches(below, above)
+
+
+def lately(caches: Mapping[str, Caches], round_: int) -> dict[str, Caches]:
+    """Those of devices that have trained here in the last `ROUNDS` rounds; all others are forgotten."""
+    return {device: each for device, each in caches.items() if each.round > round_ - ROUNDS}

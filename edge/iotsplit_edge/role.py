@@ -23,7 +23,7 @@ from iotsplit.states import (
 )
 from iotsplit.tensors.exchange import as_metrics
 from iotsplit_edge.evaluation import Evaluation
-from iotsplit_edge.remembering import Caches, new_caches
+from iotsplit_edge.remembering import Caches, lately, new_caches
 from iotsplit_edge.session import EdgeSession, Training
 from iotsplit_edge.start import Start
 from iotsplit_edge.work import EdgeWork
@@ -230,7 +230,8 @@ class EdgeRole:
         caches = self._caches.get(assignment.device)
         if caches is None or not caches.below.fits(settings):
             caches = self._caches[assignment.device] = new_caches(assignment.device, settings)
-        caches.begin(assignment.session, assignment.cache)
+        caches.begin(assignment.session, assignment.cache, assignment.round)
+        self._caches = lately(self._caches, assignment.round)
         return caches
 
     def _stuck(self, start: Start) -> Frame:

@@ -81,6 +81,24 @@ def test_an_edge_asks_for_what_it_has_lost_and_nothing_changes(
     assert fleet.report.ledger == {"expected": 30, "applied": 30, "lost": 0, "duplicated": 0}
 
 
+def test_an_edge_forgets_a_device_that_does_not_come_any_more(
+    small_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iotsplit_edge.remembering.ROUNDS", 2)
+    fleet = WeatherFleet(small_model, dataclasses.replace(CACHED, rounds=5))
+    edge: Any = fleet.agents["edge-1"].role
+    fleet.run(until=lambda fleet: until(fleet, 2, 0))
+    fleet.lose("b")
+    fleet.run(until=lambda fleet: until(fleet, 3, 4))
+    assert set(edge._caches) == {"a", "b"}
+    fleet.run(until=lambda fleet: until(fleet, 4, 0))
+    assert set(edge._caches) == {"a"}
+    fleet.rejoin("b")
+    fleet.run()
+    assert [len(row["sessions"]) for row in fleet.report.rounds] == [2, 1, 1, 1, 2]
+    assert fleet.report.ledger["lost"] == fleet.report.ledger["duplicated"] == 0
+
+
 @pytest.mark.parametrize("agent", ["a", "cloud"])
 def test_who_has_lost_its_disk_begins_with_nothing_and_the_round_goes_on(
     small_model: Path, tmp_path: Path, agent: str
