@@ -26,13 +26,11 @@ def complete(
     Returns:
         The continuations, without their prompts and special tokens.
     """
-    tokenizer: Any = AutoTokenizer.from_pretrained(model_dir, padding_side="left")
+    tokenizer: Any = AutoTokenizer.from_pretrained(model_dir)
     model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     if adapter_dir is not None:
         model = PeftModel.from_pretrained(model, str(adapter_dir)).merge_and_unload()
     model.eval()
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
     written: list[str] = []
     for first in range(0, len(prompts), AT_ONCE):
         written += _continue(model, tokenizer, list(prompts[first : first + AT_ONCE]), max_new_tokens)
@@ -40,14 +38,16 @@ def complete(
 
 
 def _continue(model: Any, tokenizer: Any, prompts: list[str], max_new_tokens: int) -> list[str]:
-    encoded = tokenizer(prompts, return_tensors="pt", padding=True)
+    """The prompts are padded on the left, with what the mask hides: not all tokenizers have a token for it."""
+    encoded = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    longest = max(map(len, encoded))
+    padding = next((each for each in (tokenizer.pad_token_id, tokenizer.eos_token_id) if each is not None), 0)
     with torch.no_grad():
         tokens = model.generate(
-            input_ids=encoded["input_ids"],
-            attention_mask=encoded["attention_mask"],
+            input_ids=torch.tensor([[padding] * (longest - len(ids)) + ids for ids in encoded]),
+            attention_mask=torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in encoded]),
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=padding,
         )
-    new = tokens[:, encoded["input_ids"].shape[1] :]
-    return [str(text) for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+    return [str(text) for text in tokenizer.batch_decode(tokens[:, longest:], skip_special_tokens=True)]

@@ -1,11 +1,13 @@
 """Texts written by a model with an adapter."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from iotsplit.tensors import completion
 from tests.support import letters_model
@@ -36,6 +38,16 @@ def test_a_prompt_is_continued_as_if_it_were_alone(
     assert together != completion.complete(model, None, PROMPTS, 12)
     monkeypatch.setattr(completion, "AT_ONCE", 1)
     assert completion.complete(model, adapter, PROMPTS, 12) == together
+
+
+def test_a_tokenizer_needs_no_token_for_padding(model: Path, adapter: Path, tmp_path: Path) -> None:
+    bare = shutil.copytree(model, tmp_path / "bare")
+    for file in (bare / "tokenizer_config.json", bare / "special_tokens_map.json"):
+        if file.exists():
+            named = json.loads(file.read_text())
+            file.write_text(json.dumps({key: named[key] for key in named.keys() - {"eos_token", "pad_token"}}))
+    assert AutoTokenizer.from_pretrained(bare).pad_token is None
+    assert completion.complete(bare, adapter, PROMPTS, 12) == completion.complete(model, adapter, PROMPTS, 12)
 
 
 def test_no_prompts_are_no_texts(model: Path) -> None:
