@@ -25,6 +25,7 @@ from iotsplit_cloud.report import (
     agent_rows,
     bytes_row,
     codec_row,
+    enter_best,
     enter_scores,
     ledger_row,
     session_rows,
@@ -127,9 +128,14 @@ class Chronicle:
         self.ledger.settle()
         return row
 
-    def scored(self, evaluation: EvaluationRound, when: str, *, answering: Container[str]) -> str:
-        """Enter an evaluation; gives its sums as JSON."""
+    def scored(
+        self, evaluation: EvaluationRound, version: Version, when: str, *, answering: Container[str]
+    ) -> str:
+        """Enter an evaluation of that version; gives its sums as JSON."""
         row = enter_scores(self._report, evaluation, when, answering=answering)
+        if self._report.settings["evaluate"] == "rounds":
+            number, round_ = version.version, version.round
+            enter_best(self._report, evaluation, number, round_=round_, answering=answering)
         if self.row is not None:
             self.row = {**self.row, "eval": row}
         return msgspec.json.encode({"when": when, **row}).decode()

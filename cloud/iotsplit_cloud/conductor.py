@@ -300,7 +300,7 @@ class Conductor:
         when = "before" if self._p.chronicle.needs_baseline else "after"
         self._evaluated = True
         answering = self._p.members.answering()
-        detail = self._p.chronicle.scored(activity, when, answering=answering)
+        detail = self._p.chronicle.scored(activity, self._p.library.current, when, answering=answering)
         last = self.round >= self._p.settings.rounds
         entered = self.enter(Phase.DONE if last else Phase.WAITING)
         said: list[Output] = [self._event("evaluated", self._agent, detail), *entered]

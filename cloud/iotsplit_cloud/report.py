@@ -1,5 +1,6 @@
 """The report of a run, built up as it goes on: ``report.json``. Keys keep their meaning."""
 
+import math
 import statistics
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
@@ -146,6 +147,31 @@ def enter_scores(
     report.eval[when] = total.summary(completions=every)
     summed: dict[str, float | int] = report.eval[when]
     return summed
+
+
+def enter_best(
+    report: Report, evaluation: EvaluationRound, version: int, *, round_: int, answering: Container[str]
+) -> None:
+    """Enter an evaluation as `best` too if no version's held-out loss was less, of the devices scored in both.
+
+    Args:
+        report: entered into; `enter_scores` comes first.
+        evaluation: is over.
+        version: what was scored.
+        round_: that made it; 0 is before training.
+        answering: devices whose held-out data are completions.
+    """
+    tallies, devices = evaluation.tallies(), report.eval["devices"]
+    best = {device: scores["best"] for device, scores in devices.items() if "best" in scores}
+    both = sorted(best.keys() & tallies.keys())
+    before = sum(best[device]["loss"] * best[device]["tokens"] for device in both) if both else math.inf
+    now = sum(tallies[device].loss_sum for device in both or sorted(tallies))
+    if not tallies or not now < before:  # which what is no number is not
+        return
+    for scores in devices.values():
+        scores.pop("best", None)
+    summed = enter_scores(report, evaluation, "best", answering=answering)
+    report.eval["best"] = {"adapter_version": version, "round": round_, **summed}
 
 
 def agent_rows(members: Sequence[Member], peaks: Mapping[str, int]) -> list[dict[str, Any]]:

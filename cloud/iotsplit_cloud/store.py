@@ -8,7 +8,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -104,6 +104,7 @@ class Store:
         self._peft = peft
         self._state = output / "state" / "cloud"
         self._rounds: dict[int, int] = {}
+        self._best: int | None = None  # the version that is exported as such
         self._sha256: dict[str, str] = {}
         self._report: Report | None = None
         self._row: Row | None = None
@@ -138,6 +139,8 @@ class Store:
         self._earlier_s = state.report.wall_s
         self._report, self._last_round = state.report, state.round
         versions = [self._version(number) for number in sorted(state.rounds) if self._is_usable(number, state)]
+        with writing(self._output):  # the power may have gone before it was
+            self._export_best(state.report, {each.version for each in versions})
         rows = list(self._rows().values())
         self._row = msgspec.json.decode(rows[-1]) if rows else None
         return Saved(
@@ -208,6 +211,7 @@ class Store:
         )
         self._round = None
         self._database.write({"state": state, "round": None}, forget_checkpoints=True)
+        self._export_best(milestone.report, self._rounds)
         # Only now is nothing of it needed any more.
         for directory in (self._state / "versions").iterdir():
             if directory.name not in map(str, self._rounds):
@@ -264,6 +268,13 @@ class Store:
             self._replace(directory / f"{tier}.safetensors", body)
         self._rounds[version.version] = version.round
         adapters.export(self._output / "adapter", version.tensors(), self._peft)
+
+    def _export_best(self, report: Report, kept: Container[int]) -> None:
+        """Export the version that did best on held-out data, where each round's is scored."""
+        number = report.eval.get("best", {}).get("adapter_version")
+        if number != self._best and number in kept:
+            adapters.export(self._output / "adapter-best", self._version(number).tensors(), self._peft)
+            self._best = number
 
     def _version(self, number: int) -> Version:
         directory = self._state / "versions" / str(number)

@@ -18,7 +18,7 @@ from iotsplit.runtime.files import replace, writing
 MARKER = "run.json"
 LOCK = "run.lock"
 # Everything that a run writes; nothing else is ever removed.
-OWN_FOLDERS = ("state", "data", "logs", "adapter", "alone", "alone-data")
+OWN_FOLDERS = ("state", "data", "logs", "adapter", "adapter-best", "alone", "alone-data")
 OWN_FILES = (
     MARKER,
     "fleet.toml",

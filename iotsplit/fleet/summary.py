@@ -29,12 +29,27 @@ def show(report: Mapping[str, Any], output: Path, console: Console) -> None:
     if ledger:
         counts = ", ".join(f"{value} {key}" for key, value in ledger.items())
         console.print(f"steps: {counts}", highlight=False)
+    if turned := when_it_turned(report):
+        console.print(turned, highlight=False)
     found = [(name, output / file) for name, file in RESULTS if (output / file).exists()]
     line = "   ".join(f"{name}: {path}" for name, path in found)
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-RESULTS = (("adapter", "adapter"), ("report", "report.json"), ("plot", "loss.png"))
+RESULTS = (("adapter", "adapter"), ("best", "adapter-best"), ("report", "report.json"), ("plot", "loss.png"))
+
+
+def when_it_turned(report: Mapping[str, Any]) -> str:
+    """A line about held-out loss that was less in an earlier round than at the end; empty if it was not."""
+    scores, rounds = report.get("eval", {}), report.get("rounds", [])
+    best, after = scores.get("best"), scores.get("after")
+    if not (best and after and rounds) or best["adapter_version"] == rounds[-1]["adapter_version"]:
+        return ""
+    when = f"after round {best['round']}" if best["round"] else "before training"
+    return (
+        f"held-out loss was least {when}: {best['loss']:.3f}, and {after['loss']:.3f} at the end; "
+        f"adapter-best is from then"
+    )
 
 
 def scores_table(report: Mapping[str, Any]) -> Table:

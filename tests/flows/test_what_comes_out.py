@@ -1,6 +1,7 @@
 """What a run leaves on the disk: an adapter that PEFT reads, and a report that tells what happened."""
 
 import contextlib
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from transformers import AutoModelForCausalLM
 
 from iotsplit.datasets.records import Text, write_jsonl
 from iotsplit.fleet.output import to_toml
-from iotsplit.plan import Labels
+from iotsplit.plan import Labels, Tier
 from iotsplit.settings import Aggregation, FleetSettings
+from iotsplit.tensors import adapters
+from iotsplit_cloud.versions import Library, Version
 from iotsplit_device.batches import MicroBatch
 from tests.flows.real import RealFleet
 from tests.flows.weather import settings
@@ -32,7 +35,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def prepared(directory: Path, **changes: Any) -> Path:
     """A directory as ``iotsplit run`` prepares it."""
-    training = settings(rounds=2, local_steps=3, learning_rate=0.05, **changes)
+    training = settings(**{"rounds": 2, "local_steps": 3, "learning_rate": 0.05} | changes)
     members = FleetSettings(devices=len(DATA), edges=2, once=True)
     (directory / "data").mkdir(parents=True)
     (directory / "fleet.toml").write_text(to_toml(training, members))
@@ -72,6 +75,36 @@ def test_peft_computes_the_reported_loss_with_the_exported_adapter(
     whole: Any = PeftModel.from_pretrained(base, str(tmp_path / "out" / "adapter")).eval()
     assert loss_of(whole, held_out) == pytest.approx(scores["after"]["loss"], abs=1e-4)
     assert scores["after"]["loss"] < scores["before"]["loss"] - 0.01
+
+
+def test_the_adapter_that_did_best_on_held_out_data_is_kept_beside_the_last(
+    reader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoilt(self: Library, *args: Any, round_: int, **named: Any) -> Version:
+        version = add(self, *args, round_=round_, **named)
+        if round_ > 1:  # all that was learnt is gone
+            version = dataclasses.replace(version, sections={tier: nothing(version, tier) for tier in Tier})
+            self.current = self._versions[version.version] = version
+        return version
+
+    def nothing(version: Version, tier: Tier) -> bytes:
+        return adapters.to_bytes({name: 0 * each for name, each in version.section(tier).items()})
+
+    add = Library.add
+    monkeypatch.setattr(Library, "add", spoilt)
+    ran = prepared(tmp_path / "run", evaluate="rounds")
+    with contextlib.closing(RealFleet(reader, ran, tmp_path / "out")) as fleet:
+        fleet.run()
+    report = json.loads((tmp_path / "out" / "report.json").read_bytes())
+    scores = report["eval"]
+    losses = [scores["before"]["loss"], *(row["eval"]["loss"] for row in report["rounds"])]
+    best = scores["best"]
+    assert losses[1] < losses[2]
+    assert (best["round"], best["adapter_version"], best["loss"]) == (1, 1, losses[1])
+    held_out = [batch for device in DATA for batch in fleet.loader(device)(fleet.training).batches.evaluation()]
+    base: Any = AutoModelForCausalLM.from_pretrained(reader, dtype=torch.float32)
+    whole: Any = PeftModel.from_pretrained(base, str(tmp_path / "out" / "adapter-best")).eval()
+    assert loss_of(whole, held_out) == pytest.approx(best["loss"], abs=1e-4)
 
 
 def test_the_report_tells_who_was_lost(reader: Path, tmp_path: Path) -> None:

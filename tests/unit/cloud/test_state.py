@@ -144,6 +144,27 @@ def test_the_newest_round_is_known_and_not_one_that_was_not_over(tmp_path: Path)
     assert found(tmp_path).row == {"round": 1}
 
 
+def test_what_the_power_kept_from_being_exported_as_the_best_is_when_the_cloud_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_store(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "_export_best", lambda *_: None)
+        for number in (0, 1, 2):
+            made.take(version(number))
+            report = new_report("plant", {}, SETTINGS)
+            report.eval["best"] = {"adapter_version": min(number, 1), "round": 1, "loss": 1.0}
+            made.take(dataclasses.replace(milestone(number), report=report))
+    exported: list[Path] = []
+    monkeypatch.setattr("iotsplit_cloud.store.adapters.export", lambda path, *_: exported.append(path))
+    monkeypatch.setattr(Version, "tensors", lambda _: {})
+    found(tmp_path)
+    assert exported == [tmp_path / "adapter-best"]
+    (tmp_path / "state" / "cloud" / "versions" / "1" / "edge.safetensors").write_bytes(b"damaged")
+    found(tmp_path)  # passed over, as any version that is not the current one
+    assert exported == [tmp_path / "adapter-best"]
+
+
 # --- in a round
 
 

@@ -175,6 +175,19 @@ def test_the_summary_tells_scores_bytes_memory_and_where_the_results_are(tmp_pat
     assert "plot:" not in text
 
 
+@pytest.mark.parametrize(
+    ("round_", "version", "told"),
+    [(1, 1, "least after round 1: 0.400, and 0.500 at the end"), (0, 0, "least before training"), (2, 2, "")],
+)
+def test_the_summary_tells_when_held_out_loss_turned(round_: int, version: int, told: str) -> None:
+    best = {"adapter_version": version, "round": round_, "loss": 0.4}
+    rounds = [{"adapter_version": number} for number in (1, 2)]
+    report = REPORT | {"rounds": rounds, "eval": REPORT["eval"] | {"best": best}}
+    line = summary.when_it_turned(report)
+    assert told in line
+    assert bool(told) == bool(line)
+
+
 def test_a_report_of_a_run_that_came_to_nothing_can_be_shown(tmp_path: Path) -> None:
     summary.show({}, tmp_path, Console(file=io.StringIO()))
 
