@@ -62,6 +62,12 @@ class Chronicle:
         """Whether held-out data has not been scored before training."""
         return "before" not in self._report.eval
 
+    def wants_scores(self, round_: int) -> bool:
+        """Whether held-out data has to be scored before more is trained than these rounds."""
+        settings = self._report.settings
+        each = settings["evaluate"] == "rounds" and self.row is not None and "eval" not in self.row
+        return self.needs_baseline or round_ >= settings["rounds"] or each
+
     def resumed(self, agent: str) -> list[Output]:
         """An event if the run goes on from an earlier start."""
         if not self._resumed or self.row is None:

@@ -131,6 +131,8 @@ def make_role(  # noqa: PLR0913 - a cloud is made of so many things
     }
     frozen, trainable = sizes(part)
     birth = msgspec.structs.replace(birth, part_parameters=frozen, trainable_parameters=trainable)
+    report = saved.report if saved else new_report(options.fleet, model, settings)
+    report.settings = msgspec.to_builtins(settings)  # rounds and evaluate may be others than before
     parts = Parts(
         settings=settings,
         fleet=options.members,
@@ -138,9 +140,7 @@ def make_role(  # noqa: PLR0913 - a cloud is made of so many things
         library=library,
         members=Members(model=info.fingerprint, plans=plans),
         caches=Caches(settings, saved.caches if saved else {}),
-        chronicle=Chronicle(
-            saved.report if saved else new_report(options.fleet, model, settings), saved.row if saved else None
-        ),
+        chronicle=Chronicle(report, saved.row if saved else None),
     )
     return CloudRole(
         birth=birth,

@@ -94,7 +94,7 @@ class Conductor:
         self._attempt = 0
         self._written: RoundState | None = None
         self._gathered = False
-        self._evaluated = not parts.chronicle.needs_baseline and last_round < parts.settings.rounds
+        self._evaluated = not parts.chronicle.wants_scores(last_round)
 
     @property
     def _agent(self) -> str:
@@ -337,7 +337,7 @@ class Conductor:
             training, round_=self.round, version=p.library.current.version, late=late, now=now
         )
         said.append(self._event("round_finished", self._agent, chronicle.in_short(row)))
-        self._evaluated = not (last or p.settings.evaluate == "rounds")
+        self._evaluated = not p.chronicle.wants_scores(self.round)
         said += self.enter(Phase.WAITING)
         return [*said, self.milestone(), *self._begin(now)]
 

@@ -17,6 +17,7 @@ from iotsplit.runtime.files import replace, writing
 
 MARKER = "run.json"
 LOCK = "run.lock"
+EVENTS = "events.jsonl"
 # Everything that a run writes; nothing else is ever removed.
 OWN_FOLDERS = ("state", "data", "logs", "adapter", "adapter-best", "alone", "alone-data")
 OWN_FILES = (
@@ -24,7 +25,7 @@ OWN_FILES = (
     "fleet.toml",
     "report.json",
     "metrics.jsonl",
-    "events.jsonl",
+    EVENTS,
     "rounds.jsonl",
     "loss.png",
 )
@@ -68,7 +69,9 @@ class Output:
     @property
     def has_trained(self) -> bool:
         """Whether there is anything that a run could go on from."""
-        return (self.root / "state" / "cloud" / "state.json").exists()
+        with contextlib.suppress(FileNotFoundError), (self.root / EVENTS).open("rb") as lines:
+            return any(b'"round_started"' in line for line in lines)
+        return False
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:

@@ -18,6 +18,7 @@ from iotsplit.settings import Aggregation, FleetSettings
 from iotsplit.tensors import adapters
 from iotsplit_cloud.versions import Library, Version
 from iotsplit_device.batches import MicroBatch
+from tests.flows.crashes import CrashFleet
 from tests.flows.real import RealFleet
 from tests.flows.weather import settings
 from tests.support import letters_model
@@ -105,6 +106,36 @@ def test_the_adapter_that_did_best_on_held_out_data_is_kept_beside_the_last(
     base: Any = AutoModelForCausalLM.from_pretrained(reader, dtype=torch.float32)
     whole: Any = PeftModel.from_pretrained(base, str(tmp_path / "out" / "adapter-best")).eval()
     assert loss_of(whole, held_out) == pytest.approx(best["loss"], abs=1e-4)
+
+
+def scored(fleet: CrashFleet) -> list[bool]:
+    return ["eval" in row for row in fleet.report.rounds]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_round_that_the_cloud_died_on_while_it_was_scored_is_scored_when_it_is_back(
+    small_model: Path, tmp_path: Path
+) -> None:
+    fleet = CrashFleet(small_model, settings(rounds=3, local_steps=1, evaluate="rounds"), disks=tmp_path)
+    with contextlib.closing(fleet):
+        fleet.run(until=lambda fleet: any(event.kind == "round_finished" for event in fleet.events))
+        fleet.kill("cloud")
+        fleet.start("cloud")
+        fleet.run()
+    assert scored(fleet) == [True, True, True]
+
+
+@pytest.mark.usefixtures("quick")
+def test_who_asks_for_more_rounds_may_ask_for_each_to_be_scored(small_model: Path, tmp_path: Path) -> None:
+    wanted = settings(rounds=1, local_steps=1)
+    with contextlib.closing(CrashFleet(small_model, wanted, disks=tmp_path)) as fleet:
+        fleet.run()
+    more = dataclasses.replace(wanted, rounds=3, evaluate="rounds")
+    with contextlib.closing(CrashFleet(small_model, more, disks=tmp_path)) as fleet:
+        fleet.run()
+    assert scored(fleet) == [True, True]  # of this start
+    assert fleet.report.settings["rounds"] == 3
+    assert (tmp_path / "cloud" / "adapter-best" / "adapter_model.safetensors").is_file()
 
 
 def test_the_report_tells_who_was_lost(reader: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -18,6 +19,7 @@ from iotsplit.fleet.run import Prepared, RunOptions
 from iotsplit.options import AgentOptions, parse
 from iotsplit.plan import Labels
 from iotsplit.settings import TrainingSettings
+from iotsplit.states import Event
 
 if TYPE_CHECKING:
     from iotsplit.tensors.models import ModelInfo
@@ -181,8 +183,8 @@ def test_data_is_dealt_once(output: Output, logs: str) -> None:
 
 def test_a_directory_of_other_data_is_not_gone_on_with(output: Output, logs: str) -> None:
     module._deal(RunOptions(data=logs), output)
-    (output.root / "state" / "cloud").mkdir(parents=True)
-    (output.root / "state" / "cloud" / "state.json").touch()
+    started = Event(kind="round_started", agent="cloud", detail="round 1, 2 devices")
+    (output.root / "events.jsonl").write_bytes(msgspec.json.encode(started) + b"\n")
     with pytest.raises(UsageError, match="holds a run of other model, data or devices"):
         module._deal(RunOptions(data=logs, devices=1), output)
 

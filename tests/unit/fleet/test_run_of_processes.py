@@ -61,6 +61,10 @@ def test_a_run_ends_with_a_report_and_goes_on_where_it_ended(model: Path, data: 
     assert "token ids of its training text reach the cloud" in first.stdout.splitlines()[0]
     assert agents_of(output) == []
 
+    other = finish(words(model, data, output, "--rounds=2", "--partition=iid"))
+    assert other.returncode == 2
+    assert "holds a run of other model, data or devices" in other.stderr
+
     second = finish(words(model, data, output, "--rounds=2", "--json"))
     assert second.returncode == 0, second.stderr
     report = json.loads(second.stdout)
