@@ -132,18 +132,13 @@ def _parts(record: Pair | Chat, tokenizer: PreTrainedTokenizerBase) -> tuple[lis
     end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     if isinstance(record, Pair):
         # Tokens must not join the two: a prompt stands alone when the model is asked.
-        prompt = _ids(tokenizer, record.prompt + _separator(record))
+        prompt = _ids(tokenizer, record.lead)
         return prompt, _ids(tokenizer, record.completion) + end
     if tokenizer.chat_template is None:
         turns = [f"{message.role}: {message.content}\n" for message in record.prompt]
         prompt = _ids(tokenizer, "".join(turns) + "assistant:")
         return prompt, _ids(tokenizer, f" {record.completion}") + end
     return _templated(record, tokenizer, end)
-
-
-def _separator(pair: Pair) -> str:
-    touching = pair.prompt[-1:].strip() and pair.completion[:1].strip()
-    return "\n" if touching else ""
 
 
 def _templated(chat: Chat, tokenizer: PreTrainedTokenizerBase, end: list[int]) -> tuple[list[int], list[int]]:

@@ -53,12 +53,13 @@ def _plan(options: BenchOptions) -> BenchOptions:
         UsageError: it holds another one.
     """
     plan, output = options.output / PLAN, options.output
-    earlier = _plan_in(plan)
+    earlier = None if options.fresh else _plan_in(plan)
     if options.resume and earlier is not None:
         return replace(earlier, output=output, json=options.json, verbose=options.verbose)
     mine = replace(options, resume=False, fresh=False, json=False, verbose=False, quick=False, paper=False)
     mine = replace(mine, config=None, output=Path())
-    if earlier is not None and earlier != mine and not options.fresh:
+    encoded = msgspec.json.encode(mine, enc_hook=str)
+    if earlier is not None and msgspec.json.encode(earlier, enc_hook=str) != encoded:
         raise UsageError(
             f"{output} holds another comparison",
             fix="go on with it by --resume, start over by --fresh, or choose another --output",
@@ -66,7 +67,7 @@ def _plan(options: BenchOptions) -> BenchOptions:
     if options.fresh:
         for cell in (output / "cells").glob("*/" + running.RESULT):
             cell.unlink()
-    files.replace(plan, msgspec.json.format(msgspec.json.encode(mine, enc_hook=str), indent=1))
+    files.replace(plan, msgspec.json.format(encoded, indent=1))
     return options
 
 

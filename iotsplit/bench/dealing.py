@@ -101,7 +101,7 @@ def _blocks(record: Record, sequence_length: int) -> list[Record]:
 
 def _marked(shares: Shares, *, seed: int) -> Shares:
     """Every record as learnt or held out: as marked, and a tenth of who has none held out."""
-    held: set[Hashable] = set()
+    held = {_matter(each) for records in shares.values() for each in records if each.split == "eval"}
     for device, records in shares.items():
         if not any(record.split == "eval" for record in records):
             alike = list(dict.fromkeys(map(_matter, records)))
@@ -109,10 +109,7 @@ def _marked(shares: Shares, *, seed: int) -> Shares:
             lacks = max(1, len(alike) // HELD_OUT_SHARE) - len(held.intersection(alike))
             held.update(itertools.islice((each for each in alike if each not in held), max(0, lacks)))
     return {
-        device: [
-            replace(each, split="eval" if each.split == "eval" or _matter(each) in held else "train")
-            for each in records
-        ]
+        device: [replace(each, split="eval" if _matter(each) in held else "train") for each in records]
         for device, records in shares.items()
     }
 

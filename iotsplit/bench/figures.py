@@ -117,7 +117,7 @@ def figures_of(
         },
         bytes=hops,
         network_bytes=moved,
-        round_s=seconds / len(report["rounds"]) * placement.turns,
+        round_s=seconds / placement.rounds,
         tokens=sum(each["tokens"] for row in report["rounds"] for each in row["sessions"]),
         tokens_per_second=report["tokens_per_second"],
         before=report["eval"].get("before", {}),

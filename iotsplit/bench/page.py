@@ -97,10 +97,13 @@ def _section(section: Section) -> list[str]:
 
 
 def _first(section: Section) -> list[Outcome]:
-    """The first seed's result of each scheme."""
-    return [
-        next((each for each in found if each.state == "done"), found[0]) for found in section.schemes.values()
+    """One result of each scheme that has any: of the first seed that all of these have, if there is one."""
+    done = [
+        {each.case.seed: each for each in found if each.state == "done"} for found in section.schemes.values()
     ]
+    some = [each for each in done if each]
+    common = set[int]().union(*some).intersection(*some)
+    return [each[min(common or each)] for each in some]
 
 
 def _bytes_rows(section: Section) -> list[list[str]]:

@@ -104,8 +104,8 @@ def run(job: Job) -> Outcome:
         outcome.reason = f"iotsplit run ended with exit code {code}: {_last_line(log)}"
         return outcome
     report = output.report()
-    if left := _left(report):
-        outcome.reason = f"it has trained on less than the others: {left} left (see {log})"
+    if left := _left(report) or _missing(report, job.placement):
+        outcome.reason = f"it has trained on less than the others: {left} (see {log})"
         return outcome
     lines = list(_lines(output.root / "metrics.jsonl"))
     outcome.figures = figures_of(report, lines, job.placement, imports=job.imports, table=job.table)
@@ -183,7 +183,25 @@ def _end_of(process: "subprocess.Popen[bytes]") -> int:
 def _left(report: Mapping[str, Any]) -> str:
     """Who has left a round, and why; empty if nobody has."""
     found = [f"{each['device']} ({each['reason']})" for row in report["rounds"] for each in row["dropped"]]
-    return ", ".join(dict.fromkeys(found))[:MOST_TOLD]
+    return ", ".join(dict.fromkeys(found))[:MOST_TOLD] + " left" if found else ""
+
+
+def _missing(report: Mapping[str, Any], placement: Placement) -> str:
+    """In what a device did not take part; empty if in nothing."""
+    expected = min(
+        placement.devices, (placement.devices_per_edge or placement.devices) * max(1, placement.edges)
+    )
+    for row in report["rounds"]:
+        if len(row["sessions"]) < expected:
+            return f"round {row['round']} was without {expected - len(row['sessions'])} of {expected} devices"
+    scores = report["eval"].get("devices", {})
+    for when in ("before", "after"):
+        scored = sum(when in each for each in scores.values())
+        if scored < placement.devices:
+            return (
+                f"{placement.devices - scored} of {placement.devices} devices were not scored {when} training"
+            )
+    return ""
 
 
 def _last_line(log: Path) -> str:

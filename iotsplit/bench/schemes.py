@@ -46,7 +46,7 @@ class Placement:
         edges: edge processes; with two tiers they are the server's models.
         devices_per_edge: devices that an edge serves at once; none for all.
         training: the settings, with this scheme's cut, labels, rounds and steps.
-        turns: rounds that make one round of all devices: more than one where they take turns.
+        rounds: in which all devices have had their turn, however many the fleet makes of them.
         pooled: whether the one device has everybody's data.
         server_hop: whether what goes between edge and cloud stays within the server.
     """
@@ -55,7 +55,7 @@ class Placement:
     edges: int
     devices_per_edge: int | None = None
     training: TrainingSettings
-    turns: int = 1
+    rounds: int
     pooled: bool = False
     server_hop: bool = False
 
@@ -72,19 +72,20 @@ def place(scheme: Scheme, training: TrainingSettings, *, layers: int, devices: i
     """
     whole = dataclasses.replace(training, cut=(layers, layers), labels=Labels.DEVICE)
     two = dataclasses.replace(training, cut=(training.cut[0], layers), labels=Labels.CLOUD)
+    rounds = training.rounds
     match scheme:
         case Scheme.SPLITLLM:
-            return Placement(devices=devices, edges=edges, training=training)
+            return Placement(devices=devices, edges=edges, training=training, rounds=rounds)
         case Scheme.SFL:
-            return Placement(devices=devices, edges=devices, training=two, server_hop=True)
+            return Placement(devices=devices, edges=devices, training=two, rounds=rounds, server_hop=True)
         case Scheme.SL:
-            in_turn = dataclasses.replace(two, rounds=training.rounds * devices)
+            in_turn = dataclasses.replace(two, rounds=rounds * devices)
             return Placement(
-                devices=devices, edges=1, devices_per_edge=1, training=in_turn, turns=devices, server_hop=True
+                devices=devices, edges=1, devices_per_edge=1, training=in_turn, rounds=rounds, server_hop=True
             )
         case Scheme.FL:
-            return Placement(devices=devices, edges=0, training=whole)
+            return Placement(devices=devices, edges=0, training=whole, rounds=rounds)
         case Scheme.CENTRAL:
-            steps = training.local_steps * training.rounds * devices
+            steps = training.local_steps * rounds * devices
             alone = dataclasses.replace(whole, rounds=1, local_steps=steps)
-            return Placement(devices=1, edges=0, training=alone, pooled=True)
+            return Placement(devices=1, edges=0, training=alone, rounds=rounds, pooled=True)

@@ -28,11 +28,10 @@ def write(model: str, adapter: Path, pairs: Sequence[Pair], max_new_tokens: int)
     """
     if not pairs:
         return []
-    # A line break stands between prompt and completion, as in training.
     request = Request(
         model=model,
         adapter=str(adapter),
-        prompts=[pair.prompt + "\n" for pair in pairs],
+        prompts=[pair.lead for pair in pairs],
         max_new_tokens=max_new_tokens,
         before=False,
     )

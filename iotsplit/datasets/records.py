@@ -31,6 +31,12 @@ class Pair:
     completion: str
     split: Split | None = None
 
+    @property
+    def lead(self) -> str:
+        """What the completion follows: the prompt, and a line break if nothing else parts the two."""
+        touching = self.prompt[-1:].strip() and self.completion[:1].strip()
+        return self.prompt + ("\n" if touching else "")
+
 
 @dataclass(frozen=True, slots=True)
 class ChatMessage:

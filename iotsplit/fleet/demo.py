@@ -71,8 +71,7 @@ def demo(options: DemoOptions, console: Console) -> dict[str, Any]:
     """Run the demo; gives the report with the comparison under ``demo``."""
     report = fleet.run(options, console, title="iotsplit demo")
     summary.show(report, options.output, console)
-    # A line break stands between prompt and completion, as in training.
-    prompts = [pair.prompt + "\n" for pair in _held_out(Output(options.output))[:1]]
+    prompts = [pair.lead for pair in _held_out(Output(options.output))[:1]]
     result: dict[str, Any] = {"completions": _completions(options, prompts, console)}
     if not options.skip_alone:
         result |= _alone(options, report, console)

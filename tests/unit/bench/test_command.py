@@ -90,6 +90,24 @@ def test_resume_goes_on_with_what_the_directory_holds(runs: list[Job], tmp_path:
     assert [job.cell.scheme for job in runs] == ["sl"]
 
 
+def test_the_same_again_goes_on_with_a_paper_too(runs: list[Job], tmp_path: Path) -> None:
+    words = ["--paper", "--output", str(tmp_path / "b"), "--schemes", "sl", "--devices", "2", "--seeds", "0"]
+    words += ["--partitions", "iid", "--samples", "32"]
+    command.main(words)
+    assert len(runs) == 1
+    command.main(words)
+    assert len(runs) == 1
+
+
+def test_a_plan_that_cannot_be_read_is_started_over(runs: list[Job], tmp_path: Path) -> None:
+    words = ["--output", str(tmp_path), "--schemes", "sl", "--devices", "2"]
+    (tmp_path / "bench.json").write_text("{")
+    with pytest.raises(UsageError, match="start over by --fresh"):
+        command.main(words)
+    command.main([*words, "--fresh"])
+    assert len(runs) == 1
+
+
 def test_what_cannot_fit_is_left_out_and_says_why(
     runs: list[Job], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

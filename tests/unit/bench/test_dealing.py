@@ -53,6 +53,18 @@ def test_what_one_device_holds_out_no_other_learns(tmp_path: Path) -> None:
     assert {len(each) for each in dealt.answers.values()} == {8}
 
 
+def test_what_is_marked_as_held_out_somewhere_is_learnt_nowhere(tmp_path: Path) -> None:
+    for name, split in (("press", '"eval"'), ("pump", '"train"'), ("belt", "null")):
+        lines = [f'{{"prompt": "{name} {at}", "completion": "a"}}\n' for at in range(40)]
+        lines += [f'{{"prompt": "all have it", "completion": "{name}", "split": {split}}}\n' for _ in range(3)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    case = Case(partition="files", samples=ALL, devices=3, seed=0)
+    shares = dealing.deal(str(tmp_path), case, columns=(), sequence_length=16, held_out=60).shares
+    learnt = {name: prompts(tuple(records), "train") for name, records in shares.items()}
+    assert all("all have it" not in each for each in learnt.values())
+    assert all("all have it" in prompts(tuple(records), "eval") for records in shares.values())
+
+
 def test_samples_are_a_part_of_all_and_the_same_again(folder: Path) -> None:
     few = dealt(folder, Case(partition="files", samples=8, devices=2, seed=0), held_out=2)
     assert [len(records) for records in few.values()] == [10, 10]

@@ -61,9 +61,13 @@ def report(scale: int = 1) -> dict[str, Any]:
     ]
     score = {"loss": 1.0 * scale, "perplexity": 2.7, "exact_match": 0.5, "exact": 1}
     return {
-        "rounds": [row, row],
+        "rounds": [{"round": 1, **row}, {"round": 2, **row}],
         "agents": agents,
-        "eval": {"before": score, "after": score},
+        "eval": {
+            "before": score,
+            "after": score,
+            "devices": {device: {"before": score, "after": score} for device in "ab"},
+        },
         "tokens_per_second": 15.0,
     }
 
@@ -105,7 +109,18 @@ def test_peaks_are_taken_apart_and_add_up() -> None:
 def test_what_stays_within_a_server_is_not_moved() -> None:
     assert figures(Scheme.SPLITLLM).network_bytes == 2 * (1500 + 1500 + 30)
     assert figures(Scheme.SFL).network_bytes == 2 * (1500 + 30)
-    assert figures(Scheme.SL).round_s == 2 * figures(Scheme.SFL).round_s  # two turns make a round
+
+
+@pytest.mark.parametrize(
+    ("scheme", "of_the_fleet", "seconds"), [(Scheme.SFL, 2, 4.0), (Scheme.SL, 4, 8.0), (Scheme.CENTRAL, 1, 2.0)]
+)
+def test_a_round_is_over_when_all_devices_have_had_their_turn(
+    scheme: Scheme, of_the_fleet: int, seconds: float
+) -> None:
+    told = report()
+    told["rounds"] = told["rounds"][:1] * of_the_fleet
+    found = figures_of(told, metrics(), placement(scheme), imports={}, table=5)
+    assert found.round_s == seconds
 
 
 def test_the_curve_is_of_who_computes_the_loss() -> None:
@@ -176,6 +191,19 @@ def test_the_page_holds_everything_and_nothing_from_elsewhere() -> None:
     assert "&lt;why&gt;" in text
     assert "needs about 9 GB, 1 is free &amp; &quot;so on&quot;" in text
     assert "http" not in text
+
+
+def test_the_page_shows_texts_of_one_seed() -> None:
+    told = outcomes()
+    for each in told:
+        each.texts = [Text(prompt=f"asked by seed {each.case.seed}", wanted="w", written=f"{each.scheme}!")]
+    told[0] = msgspec.structs.replace(told[0], state="failed")  # SplitLLM with seed 0
+    ((setting, schemes),) = by_setting(told).items()
+    text = page("a comparison", {}, [Section(title=str(setting), schemes=schemes, pictures={})])
+    assert "asked by seed 1" in text
+    assert "asked by seed 0" not in text
+    assert "splitllm!" in text
+    assert "sfl!" in text
 
 
 def test_results_read_back_as_they_were_written() -> None:

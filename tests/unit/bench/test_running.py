@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,27 @@ def test_who_has_trained_on_less_than_the_others_is_not_compared(monkeypatch: Pa
     outcome, _ = ran(monkeypatch, tmp_path / "cell", leaves=leaves)
     assert (outcome.state, outcome.figures) == ("failed", None)
     assert "less than the others: pump (nothing came for 120 s) left" in outcome.reason
+
+
+@pytest.mark.parametrize(
+    ("absent", "told"),
+    [
+        (lambda told: told["rounds"][1]["sessions"].pop(), "round 2 was without 1 of 2 devices"),
+        (lambda told: told["eval"]["devices"].pop("a"), "1 of 2 devices were not scored before training"),
+        (
+            lambda told: told["eval"]["devices"]["b"].pop("after"),
+            "1 of 2 devices were not scored after training",
+        ),
+    ],
+)
+def test_who_was_not_there_all_the_time_is_not_compared(
+    monkeypatch: Patch, tmp_path: Path, absent: Callable[[dict[str, Any]], Any], told: str
+) -> None:
+    leaves = json.loads(json.dumps(report()))
+    absent(leaves)
+    outcome, _ = ran(monkeypatch, tmp_path / "cell", leaves=leaves)
+    assert (outcome.state, outcome.figures) == ("failed", None)
+    assert told in outcome.reason
 
 
 def test_the_reason_of_an_end_is_the_last_line_of_the_log(monkeypatch: Patch, tmp_path: Path) -> None:

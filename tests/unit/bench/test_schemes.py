@@ -16,7 +16,7 @@ IMPORTS = {"device": 200_000_000, "edge": 200_000_000, "cloud": 220_000_000}
 def batches(placement: Placement) -> int:
     """That all devices train on in the whole run."""
     training = placement.training
-    at_once = placement.devices // placement.turns
+    at_once = placement.devices_per_edge or placement.devices
     return at_once * training.rounds * training.local_steps
 
 
