@@ -5,7 +5,7 @@ next one begins: as long as a session can be repeated, what it goes on from does
 the cloud names the session that it goes on from. An end that has not got all that this one sent begins empty.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 from iotsplit.errors import MalformedMessageError
@@ -14,6 +14,9 @@ from iotsplit.settings import TrainingSettings
 
 Place = tuple[int, int, int]
 """Step, micro-batch, and row in it."""
+
+ROUNDS = 32
+"""In which a device has to train once to be remembered by others: some rest, some never come back."""
 
 NOWHERE: Place = (0, 0, 0)
 """Of what is gone on from: where it was sent does not matter any more."""
@@ -46,26 +49,31 @@ class CacheChange(Local):
         session: the one at hand.
         emptied: all rows are gone.
         rows: what the session at hand goes on from, where it is new.
+        gone: samples that are not remembered any more.
         waiting: what it has sent; that of others is gone.
+        is_last: nothing of this owner is remembered any more.
     """
 
     owner: str
     base: str
     session: str
     emptied: bool
-    rows: tuple[Row, ...]
-    waiting: tuple[Row, ...]
+    rows: tuple[Row, ...] = ()
+    gone: tuple[int, ...] = ()
+    waiting: tuple[Row, ...] = ()
+    is_last: bool = False
 
 
 class Cache:
     """One end's memory of a device's samples at one cut.
 
     Both ends are told the same in the same order, and so hold the same without speaking of it. A cache that is
-    full takes no new samples in: each is sent once in an epoch, so to make room for one is to lose another.
+    full takes no new samples in: each is sent once in an epoch, so to make room for one is to lose another. One
+    that has become longer, and does not fit any more, is forgotten.
 
     Args:
         owner: whose samples.
-        limit_bytes: of what sessions go on from, beyond which nothing new is taken in.
+        limit_bytes: of what sessions go on from; what a session sends waits beside it.
         each: rows that a session sends.
         held: what was written of it.
         is_kept: whether somebody writes what `take_change` gives.
@@ -90,7 +98,7 @@ class Cache:
         self._size_bytes = sum(len(row.data) for row in self._rows.values())
         self._is_kept = is_kept
         self._has_begun = self._has_emptied = False  # since the last change that was taken
-        self._new_rows: list[Row] = []
+        self._touched: dict[int, None] = {}  # samples, in order
         self._new_waiting: dict[Place, Row] = {}
 
     def __contains__(self, sample: int) -> bool:
@@ -163,7 +171,7 @@ class Cache:
             self._session = ""
 
     def _clear(self) -> None:
-        self._rows, self._new_rows, self._size_bytes = {}, [], 0
+        self._rows, self._touched, self._size_bytes = {}, {}, 0
         self._has_emptied = True  # also where nothing is held: the disk may be of an earlier life
 
     def put(self, row: Row) -> None:
@@ -172,12 +180,23 @@ class Cache:
             self._waiting[row.place] = row
             self._new_waiting |= {row.place: row} if self._is_kept else {}
 
-    def recall(self, sample: int, data: bytes) -> bool:
+    def recall(self, sample: int, data: bytes, *, beside: Container[int]) -> bool:
         """Take in what the other end still has of a sample; false if that is more than it can have.
 
-        Its rows are not more than the limit. Those that are here and not there may be as many.
+        Its rows are not more than the limit. Those that are here and not there may be as many; what is beyond
+        makes room, and is asked for when it is wanted.
+
+        Args:
+            sample: its number.
+            data: its row.
+            beside: samples that are wanted with it, and stay.
         """
-        fits = self._size_bytes + len(data) <= 2 * self._limit_bytes
+        room = 2 * self._limit_bytes - len(data)
+        for other in [each for each in self._rows if each not in beside]:
+            if self._size_bytes <= room:
+                break
+            self._forget(other)
+        fits = self._size_bytes <= room
         if fits:
             self._keep(Row(sample=sample, place=NOWHERE, data=data))
         return fits
@@ -191,23 +210,36 @@ class Cache:
             base=self._base,
             session=self._session,
             emptied=self._has_emptied,
-            rows=tuple(self._new_rows),
+            rows=tuple(self._rows[sample] for sample in self._touched if sample in self._rows),
+            gone=tuple(sample for sample in self._touched if sample not in self._rows),
             waiting=tuple(self._new_waiting.values()),
         )
         self._has_begun = self._has_emptied = False
-        self._new_rows, self._new_waiting = [], {}
+        self._touched, self._new_waiting = {}, {}
         return change
 
     def _admit(self, row: Row) -> None:
-        """Keep what is remembered up to date; something new is taken in if there is room for it."""
-        if row.sample in self._rows or self._size_bytes + len(row.data) <= self._limit_bytes:
+        """Keep what is remembered up to date, and take in something new, if there is room for it."""
+        before = self._size_bytes
+        self._forget(row.sample)
+        if self._size_bytes + len(row.data) <= max(self._limit_bytes, before):
             self._keep(row)
 
     def _keep(self, row: Row) -> None:
-        known = self._rows.get(row.sample)
-        self._size_bytes += len(row.data) - (len(known.data) if known else 0)
+        self._forget(row.sample)
         self._rows[row.sample] = row
-        self._new_rows += [row] if self._is_kept else []
+        self._size_bytes += len(row.data)
+        self._touch(row.sample)
+
+    def _forget(self, sample: int) -> None:
+        known = self._rows.pop(sample, None)
+        if known is not None:
+            self._size_bytes -= len(known.data)
+            self._touch(sample)
+
+    def _touch(self, sample: int) -> None:
+        if self._is_kept:
+            self._touched[sample] = None
 
 
 def new_cache(
@@ -221,6 +253,16 @@ def new_cache(
         held=held,
         is_kept=is_kept,
     )
+
+
+def is_long_ago(round_: int, now: int) -> bool:
+    """Whether a device that trained last in that round is not remembered any more; a run may begin anew."""
+    return abs(now - round_) >= ROUNDS
+
+
+def nothing_of(owner: str) -> CacheChange:
+    """What is written when all of an owner is forgotten."""
+    return CacheChange(owner=owner, base="", session="", emptied=True, is_last=True)
 
 
 def rows_of(cache: Cache | None, samples: Iterable[int], *, most: int) -> dict[int, bytes]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from iotsplit.cache import Cache, CacheChange, new_cache, rows_of
+from iotsplit.cache import Cache, CacheChange, is_long_ago, new_cache, nothing_of, rows_of
 from iotsplit.messages import CloudRows, Want
 from iotsplit.settings import TrainingSettings
 from iotsplit.states import Assignment
@@ -20,6 +20,8 @@ class Caches:
         self._settings = settings
         self._is_on = bool(settings.cache_bytes) and not settings.federated
         self._caches = {device: new_cache(device, settings, each) for device, each in held.items()}
+        self._last: dict[str, int] = {}  # round of each device that has trained since this start
+        self._forgotten: list[str] = []
 
     def bases(self, devices: Iterable[str], *, again: bool) -> Mapping[str, str]:
         """The session that each device's next one goes on from.
@@ -40,7 +42,17 @@ class Caches:
             cache = self._caches.setdefault(assignment.device, new_cache(assignment.device, self._settings))
             cache.begin(assignment.session, assignment.cache)
             begun[assignment.session] = cache
+            self._last[assignment.device] = assignment.round
+        self._forgotten += self._forget_others()
         return begun
+
+    def _forget_others(self) -> list[str]:
+        """Forget devices that have not trained for long; gives their ids."""
+        round_ = max(self._last.values(), default=0)
+        gone = [device for device in self._caches if is_long_ago(self._last.setdefault(device, round_), round_)]
+        for device in gone:
+            del self._caches[device], self._last[device]
+        return gone
 
     def has_lost(self, assignments: Iterable[Assignment]) -> bool:
         """Whether one of the sessions that have begun goes on from what is not there any more."""
@@ -57,5 +69,6 @@ class Caches:
 
     def take_changes(self) -> list[CacheChange]:
         """What has to be written since the last call, before anything that is said later leaves."""
+        forgotten, self._forgotten = self._forgotten, []
         changes = [cache.take_change() for cache in self._caches.values()]
-        return [change for change in changes if change is not None]
+        return [*map(nothing_of, forgotten), *(change for change in changes if change is not None)]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from iotsplit.cache import Cache, new_cache
+from iotsplit.cache import Cache, is_long_ago, new_cache
 from iotsplit.errors import TensorRefusedError
 from iotsplit.messages import CloudRows, DeviceRows
 from iotsplit.plan import Tier
@@ -13,9 +13,6 @@ from iotsplit.tensors.remembered import Remembered
 
 ROWS = {"device_rows": Tier.DEVICE, "cloud_rows": Tier.CLOUD}
 """Who has what was lost, by the kind of frame that brings it."""
-
-ROUNDS = 32
-"""In which a device has to train once to be remembered: some rest for a while, others never come back."""
 
 
 @dataclass(slots=True)
@@ -54,7 +51,7 @@ class Caches:
         lengths = dict(zip(of.samples, of.lengths, strict=True))
         for sample, data in zip(rows.samples, rows.rows, strict=True):
             is_row = sample in lengths and remembered.is_row(data, lengths[sample], width)
-            if not is_row or not cache.recall(sample, data):
+            if not is_row or not cache.recall(sample, data, beside=of.samples):
                 raise TensorRefusedError(f"something else than what is remembered of sample {sample}")
 
 
@@ -65,5 +62,5 @@ def new_caches(device: str, settings: TrainingSettings) -> Caches:
 
 
 def lately(caches: Mapping[str, Caches], round_: int) -> dict[str, Caches]:
-    """Those of devices that have trained here in the last `ROUNDS` rounds; all others are forgotten."""
-    return {device: each for device, each in caches.items() if each.round > round_ - ROUNDS}
+    """Those of devices that have trained here lately; all others are forgotten."""
+    return {device: each for device, each in caches.items() if not is_long_ago(each.round, round_)}

@@ -62,8 +62,18 @@ class CacheFile:
                 many = self._connection.executemany
                 if change.emptied:
                     run("DELETE FROM samples WHERE owner = ?", (owner,))
-                run("INSERT OR REPLACE INTO owners VALUES (?, ?, ?)", (owner, change.base, change.session))
-                run("DELETE FROM waiting WHERE owner = ? AND session <> ?", (owner, change.session))
+                if change.is_last:
+                    run("DELETE FROM owners WHERE owner = ?", (owner,))
+                else:
+                    run("INSERT OR REPLACE INTO owners VALUES (?, ?, ?)", (owner, change.base, change.session))
+                run(
+                    "DELETE FROM waiting WHERE owner = ? AND (? OR session <> ?)",
+                    (owner, change.is_last, change.session),
+                )
+                many(
+                    "DELETE FROM samples WHERE owner = ? AND sample = ?",
+                    [(owner, each) for each in change.gone],
+                )
                 many(
                     "INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?, ?)",
                     [(owner, *_columns(row)) for row in change.rows],

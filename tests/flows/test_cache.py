@@ -81,18 +81,19 @@ def test_an_edge_asks_for_what_it_has_lost_and_nothing_changes(
     assert fleet.report.ledger == {"expected": 30, "applied": 30, "lost": 0, "duplicated": 0}
 
 
-def test_an_edge_forgets_a_device_that_does_not_come_any_more(
+def test_a_device_that_does_not_come_any_more_is_forgotten(
     small_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("iotsplit_edge.remembering.ROUNDS", 2)
+    monkeypatch.setattr("iotsplit.cache.ROUNDS", 2)
     fleet = WeatherFleet(small_model, dataclasses.replace(CACHED, rounds=5))
     edge: Any = fleet.agents["edge-1"].role
+    cloud = fleet.agents["cloud"].role._p.caches  # type: ignore[attr-defined]
     fleet.run(until=lambda fleet: until(fleet, 2, 0))
     fleet.lose("b")
     fleet.run(until=lambda fleet: until(fleet, 3, 4))
-    assert set(edge._caches) == {"a", "b"}
+    assert set(edge._caches) == set(cloud._caches) == {"a", "b"}
     fleet.run(until=lambda fleet: until(fleet, 4, 0))
-    assert set(edge._caches) == {"a"}
+    assert set(edge._caches) == set(cloud._caches) == {"a"}
     fleet.rejoin("b")
     fleet.run()
     assert [len(row["sessions"]) for row in fleet.report.rounds] == [2, 1, 1, 1, 2]

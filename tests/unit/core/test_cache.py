@@ -1,7 +1,9 @@
 """What both ends remember: the same if they are told the same, nothing wrong, no more than allowed."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -24,9 +26,11 @@ def cache(limit_bytes: int = 1000, held: CacheChange | None = None) -> Cache:
     return Cache("a", limit_bytes=limit_bytes, each=EACH, held=held)
 
 
-def send(to: Cache, samples: list[int], mark: str = "x") -> None:
+def send(
+    to: Cache, samples: list[int], mark: str = "x", lengths: Mapping[int, int] = MappingProxyType({})
+) -> None:
     for place, sample in enumerate(samples):
-        to.put(row(sample, place=place, data=f"{mark}-of-{sample}".encode()))
+        to.put(row(sample, place=place, data=f"{mark}-of-{sample}".encode() + bytes(lengths.get(sample, 0))))
 
 
 def test_what_a_session_sends_counts_once_the_next_one_goes_on_from_it() -> None:
@@ -109,6 +113,29 @@ def test_a_full_cache_takes_no_more_in_and_keeps_what_it_has_up_to_date() -> Non
     assert (ours[1], ours[2], len(ours)) == (b"x-of-1", b"y-of-2", 2)
 
 
+def test_a_sample_that_has_become_too_long_is_forgotten_and_makes_room() -> None:
+    ours = cache(limit_bytes=20)
+    ours.begin("s1", "")
+    for place, sample in enumerate((1, 2, 3)):
+        ours.put(row(sample, place=place, data=b"123456"))
+    ours.begin("s2", "s1")
+    ours.take_change()
+    for place, (sample, size) in enumerate(((1, 9), (2, 6), (4, 6))):
+        ours.put(row(sample, place=place, data=bytes(size)))
+    ours.begin("s3", "s2")
+    assert [sample in ours for sample in (1, 2, 3, 4)] == [False, True, True, True]
+    change = ours.take_change()
+    assert change is not None
+    assert (change.gone, [each.sample for each in change.rows]) == ((1,), [2, 4])
+
+
+def test_an_edge_makes_room_for_what_is_asked_for_now() -> None:
+    edge = Cache("a", limit_bytes=20, each=EACH, is_kept=False)
+    edge.begin("s2", "s1")
+    assert all(edge.recall(sample, b"12345678", beside=[4, 5, 6]) for sample in range(7))
+    assert [sample for sample in range(7) if sample in edge] == [2, 3, 4, 5, 6]
+
+
 def test_who_has_lost_its_base_is_not_gone_on_from() -> None:
     ours = cache()
     ours.begin("s2", "s1")
@@ -123,7 +150,7 @@ def test_who_has_lost_its_base_is_not_gone_on_from() -> None:
 def test_an_edge_asks_for_its_base_and_is_gone_on_from() -> None:
     edge = Cache("a", limit_bytes=20, each=EACH, is_kept=False)
     edge.begin("s2", "s1")
-    assert [edge.recall(sample, b"12345678") for sample in range(6)] == [True] * 5 + [False]
+    assert [edge.recall(sample, b"12345678", beside=range(6)) for sample in range(6)] == [True] * 5 + [False]
     send(edge, [1, 2, 3])
     assert edge.newest == "s2"
 
@@ -160,6 +187,7 @@ class Session:
     samples: list[int]
     is_told: int  # of its rows, to the end that may have gaps
     saves: bool
+    lengths: dict[int, int]  # that samples are longer than others; samples may become others
 
 
 SESSIONS = st.lists(
@@ -168,6 +196,7 @@ SESSIONS = st.lists(
         samples=st.lists(st.integers(0, 6), min_size=EACH, max_size=EACH),
         is_told=st.integers(0, EACH),
         saves=st.booleans(),
+        lengths=st.dictionaries(st.integers(0, 6), st.integers(1, 40), max_size=3),
     ),
     max_size=8,
 )
@@ -188,8 +217,8 @@ def test_a_device_that_has_lost_something_and_its_cloud_hold_the_same(
         if not len(device):
             cloud.empty()  # each of its frames says so
         assert after(device) == after(cloud)
-        send(cloud, session.samples, str(number))
-        send(device, session.samples[: session.is_told], str(number))
+        send(cloud, session.samples, str(number), session.lengths)
+        send(device, session.samples[: session.is_told], str(number), session.lengths)
 
 
 @given(SESSIONS, st.integers(0, 60))
@@ -201,11 +230,12 @@ def test_what_an_edge_with_gaps_holds_is_no_other_than_what_the_device_holds(
         for end in (device, edge):
             end.begin(f"s{number}", f"s{number - 1}" if number else "")
         assert all(edge[sample] == data for sample, data in after(device).items() if sample in edge)
+        assert sum(map(len, after(device).values())) <= limit_bytes
         for sample in session.samples:
             if sample in device and sample not in edge:
-                edge.recall(sample, device[sample])
-        send(device, session.samples, str(number))
-        send(edge, session.samples[: session.is_told], str(number))
+                assert edge.recall(sample, device[sample], beside=session.samples)
+        send(device, session.samples, str(number), session.lengths)
+        send(edge, session.samples[: session.is_told], str(number), session.lengths)
 
 
 @given(SESSIONS, st.integers(0, 60))
@@ -214,7 +244,7 @@ def test_what_was_written_is_the_same_cache(sessions: list[Session], limit_bytes
     written: list[CacheChange] = []
     for number, session in enumerate(sessions):
         ours.begin(f"s{number}", f"s{number - 1}" if number else "")
-        send(ours, session.samples[: session.is_told], str(number))
+        send(ours, session.samples[: session.is_told], str(number), session.lengths)
         if session.saves and (change := ours.take_change()):
             written.append(change)
     if change := ours.take_change():
@@ -232,6 +262,7 @@ def joined(written: list[CacheChange]) -> CacheChange | None:
     waiting: dict[tuple[str, tuple[int, int, int]], Row] = {}
     for change in written:
         rows = ({} if change.emptied else rows) | {each.sample: each for each in change.rows}
+        rows = {sample: each for sample, each in rows.items() if sample not in change.gone}
         waiting = {key: each for key, each in waiting.items() if key[0] == change.session}
         waiting |= {(change.session, each.place): each for each in change.waiting}
     if not written:

@@ -1,12 +1,16 @@
 """A cache on disk: what was written comes back, twice written is once written, damage costs only the cache."""
 
 import contextlib
+import dataclasses
+import sqlite3
 from pathlib import Path
 
 import pytest
 
-from iotsplit.cache import CacheChange, Row
+from iotsplit.cache import CacheChange, Row, nothing_of
 from iotsplit.runtime.cachefile import CacheFile
+
+TABLES = ("owners", "samples", "waiting")
 
 
 def change(*, session: str = "s2", emptied: bool = False, owner: str = "a", **rows: list[Row]) -> CacheChange:
@@ -35,6 +39,18 @@ def written(file: Path, *changes: CacheChange) -> dict[str, CacheChange]:
 def test_nothing_is_made_before_something_is_written(tmp_path: Path) -> None:
     assert written(tmp_path / "samples.db") == {}
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_gone_is_deleted_and_who_is_forgotten_leaves_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "samples.db"
+    first = change(rows=[row(1), row(2)], waiting=[row(3)])
+    gone = dataclasses.replace(change(rows=[row(4)]), gone=(1,))
+    held = written(file, first, gone, change(owner="b", rows=[row(5)], waiting=[row(6)]))
+    assert [each.sample for each in held["a"].rows] == [2, 4]
+    assert set(written(file, nothing_of("b"))) == {"a"}
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        left = [database.execute(f"SELECT DISTINCT owner FROM {table}").fetchall() for table in TABLES]
+    assert left == [[("a",)]] * 3
 
 
 def test_what_was_written_comes_back_by_its_owner(tmp_path: Path) -> None:
