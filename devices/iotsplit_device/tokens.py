@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from iotsplit.datasets.records import Chat, ChatMessage, Pair, Record, Text
 from iotsplit.errors import UsageError
+from iotsplit.tensors.tokenizers import ids_of, opening
 
 NO_LOSS = -100
 """Label of a position that is not learnt."""
@@ -91,7 +92,7 @@ def tokenize(
 def sequences_of(record: Record, tokenizer: PreTrainedTokenizerBase, sequence_length: int) -> list[Tokens]:
     """The sequences of one record; for a text as many as it is long."""
     if isinstance(record, Text):
-        return _windows(opening(tokenizer) + _ids(tokenizer, record.text), sequence_length)
+        return _windows(opening(tokenizer) + ids_of(tokenizer, record.text), sequence_length)
     prompt, completion = _parts(record, tokenizer)
     return [_answer(opening(tokenizer), prompt, completion, sequence_length)]
 
@@ -100,19 +101,6 @@ def prompt_ids(record: Pair | Chat, tokenizer: PreTrainedTokenizerBase) -> list[
     """What the model is given when it is to write the completion itself."""
     prompt, _ = _parts(record, tokenizer)
     return opening(tokenizer) + prompt
-
-
-def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids that the tokenizer puts in front of every text, mostly none or one."""
-    ids = list(tokenizer("").input_ids)
-    if ids and ids[-1] == tokenizer.eos_token_id != tokenizer.bos_token_id:
-        ids.pop()  # some close every text as well
-    return ids
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    # Not verbose: it would warn about texts longer than the model's window, which are cut here.
-    return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
 
 def _windows(ids: list[int], length: int) -> list[Tokens]:
@@ -132,12 +120,12 @@ def _parts(record: Pair | Chat, tokenizer: PreTrainedTokenizerBase) -> tuple[lis
     end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     if isinstance(record, Pair):
         # Tokens must not join the two: a prompt stands alone when the model is asked.
-        prompt = _ids(tokenizer, record.lead)
-        return prompt, _ids(tokenizer, record.completion) + end
+        prompt = ids_of(tokenizer, record.lead)
+        return prompt, ids_of(tokenizer, record.completion) + end
     if tokenizer.chat_template is None:
         turns = [f"{message.role}: {message.content}\n" for message in record.prompt]
-        prompt = _ids(tokenizer, "".join(turns) + "assistant:")
-        return prompt, _ids(tokenizer, f" {record.completion}") + end
+        prompt = ids_of(tokenizer, "".join(turns) + "assistant:")
+        return prompt, ids_of(tokenizer, f" {record.completion}") + end
     return _templated(record, tokenizer, end)
 
 
@@ -145,11 +133,11 @@ def _templated(chat: Chat, tokenizer: PreTrainedTokenizerBase, end: list[int]) -
     whole = _template(tokenizer, chat.messages, ask=False)
     prompt = _template(tokenizer, chat.prompt, ask=True)
     if whole.startswith(prompt):
-        completion = _ids(tokenizer, whole[len(prompt) :].rstrip("\n"))
+        completion = ids_of(tokenizer, whole[len(prompt) :].rstrip("\n"))
     else:  # templates may rewrite earlier turns; then the answer just follows the question
-        completion = _ids(tokenizer, chat.completion) + end
+        completion = ids_of(tokenizer, chat.completion) + end
     start = opening(tokenizer)
-    asked = _ids(tokenizer, prompt)
+    asked = ids_of(tokenizer, prompt)
     # Templates may write the opening themselves.
     return asked[len(start) :] if start and asked[: len(start)] == start else asked, completion
 

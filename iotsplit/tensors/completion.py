@@ -1,12 +1,15 @@
 """Writes text with the whole model and an adapter: what training changed, for people to read."""
 
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from iotsplit.tensors.tokenizers import ids_of, opening
 
 AT_ONCE = 16
 """Prompts in a batch: the weights are read once for all of them."""
@@ -39,15 +42,23 @@ def complete(
 
 def _continue(model: Any, tokenizer: Any, prompts: list[str], max_new_tokens: int) -> list[str]:
     """The prompts are padded on the left, with what the mask hides: not all tokenizers have a token for it."""
-    encoded = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    start = opening(tokenizer)
+    encoded = [start + ids_of(tokenizer, prompt) for prompt in prompts]
     longest = max(map(len, encoded))
-    padding = next((each for each in (tokenizer.pad_token_id, tokenizer.eos_token_id) if each is not None), 0)
     with torch.no_grad():
         tokens = model.generate(
-            input_ids=torch.tensor([[padding] * (longest - len(ids)) + ids for ids in encoded]),
+            input_ids=torch.tensor([[0] * (longest - len(ids)) + ids for ids in encoded]),
             attention_mask=torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in encoded]),
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            pad_token_id=padding,
+            pad_token_id=0,
         )
-    return [str(text) for text in tokenizer.batch_decode(tokens[:, longest:], skip_special_tokens=True)]
+    ends = _ends(model, tokenizer)
+    new = [list(takewhile(lambda each: each not in ends, row)) for row in tokens[:, longest:].tolist()]
+    return [str(text) for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+def _ends(model: Any, tokenizer: Any) -> set[int | None]:
+    """Ids that end a text; what is behind one is padding."""
+    of_model = model.generation_config.eos_token_id
+    return {tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])}

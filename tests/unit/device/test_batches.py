@@ -16,8 +16,9 @@ from transformers import PreTrainedTokenizerFast
 
 from iotsplit.datasets.records import Chat, ChatMessage, Pair, Record, Split, Text
 from iotsplit.errors import UsageError
+from iotsplit.tensors.tokenizers import opening
 from iotsplit_device.batches import Batches, MicroBatch, pad, step_tokens
-from iotsplit_device.tokens import NO_LOSS, Tokens, generator, opening, prompt_ids, sequences_of, tokenize
+from iotsplit_device.tokens import NO_LOSS, Tokens, generator, prompt_ids, sequences_of, tokenize
 
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"

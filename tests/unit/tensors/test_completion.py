@@ -3,6 +3,8 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -48,6 +50,18 @@ def test_a_tokenizer_needs_no_token_for_padding(model: Path, adapter: Path, tmp_
             file.write_text(json.dumps({key: named[key] for key in named.keys() - {"eos_token", "pad_token"}}))
     assert AutoTokenizer.from_pretrained(bare).pad_token is None
     assert completion.complete(bare, adapter, PROMPTS, 12) == completion.complete(model, adapter, PROMPTS, 12)
+
+
+@pytest.mark.parametrize("end", [9, [8, 9]])
+def test_a_text_ends_where_the_model_ends_it(model: Path, end: Any) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+
+    def generate(input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
+        return torch.cat([input_ids, torch.tensor([[3, 4, 9, 5], [9, 5, 5, 5], [3, 4, 5, 6]])], dim=1)
+
+    ends: Any = SimpleNamespace(generate=generate, generation_config=SimpleNamespace(eos_token_id=end))
+    written = completion._continue(ends, tokenizer, PROMPTS[:3], 4)
+    assert written == tokenizer.batch_decode([[3, 4], [], [3, 4, 5, 6]])
 
 
 def test_no_prompts_are_no_texts(model: Path) -> None:
