@@ -1,6 +1,7 @@
 """``iotsplit tape``: compare, cut, merge and convert tapes, and mend their index."""
 
 import contextlib
+import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -150,7 +151,8 @@ def _diff(words: list[str]) -> int:
 
 
 def _side(path: Path) -> tuple[Header, Iterator[Record]]:
-    return files.header(path), files.records(path, tell=_warn)
+    header, source = files.begin(path)
+    return header, files.rest(source, path, tell=_warn)
 
 
 def _cut(words: list[str]) -> int:
@@ -164,19 +166,19 @@ def _cut(words: list[str]) -> int:
 
 
 def _merge(words: list[str]) -> int:
-    places = [word for word in words if not word.startswith("-")]
-    options = parse(CommonOptions, [word for word in words if word.startswith("-")], name="iotsplit tape merge")
+    places = [word for word in words if word == PIPE or not word.startswith("-")]
+    options = parse(CommonOptions, [word for word in words if word not in places], name="iotsplit tape merge")
     if len(places) < 3:  # noqa: PLR2004 - one to write, two to read
         raise UsageError("merge needs OUT and at least two tapes", fix="see iotsplit tape --help")
     output, *tapes = map(Path, places)
-    headers = [files.header(tape) for tape in tapes]
+    headers, records = zip(*map(_side, tapes), strict=True)
     merged = new_header(
         filters=tuple(sorted({each for header in headers for each in header.filters})),
         fleet=headers[0].fleet if len({(h.fleet, h.prefix) for h in headers}) == 1 else "",
         prefix=headers[0].prefix if len({(h.fleet, h.prefix) for h in headers}) == 1 else "",
         redacted=any(header.redacted for header in headers),
     )
-    return _write_tape(options, output, merged, merge(files.records(tape, tell=_warn) for tape in tapes))
+    return _write_tape(options, output, merged, merge(records))
 
 
 def _import(words: list[str]) -> int:
@@ -208,6 +210,8 @@ def _export(words: list[str]) -> int:
 
 def _index(words: list[str]) -> int:
     options = parse(IndexOptions, words, name="iotsplit tape index", places=("tape",))
+    if str(options.tape) == PIPE:
+        raise UsageError("an index is written behind a tape, which a pipe has not", fix="name the file")
     if files.index(options.tape) is not None:
         raise UsageError(f"{options.tape} has an index already", fix="nothing has to be done")
     found = files.rebuild_index(options.tape, tell=_warn)
@@ -235,11 +239,13 @@ def _chained(first: Any, rest: Iterable[Any]) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _text(path: Path) -> Iterator[IO[str]]:
-    if str(path) == PIPE:
-        yield sys.stdin
-        return
     try:
-        with path.open(encoding="utf-8", newline="") as lines:
+        # As it came, also line ends: they may be in a payload.
+        with (
+            io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", newline="")
+            if str(path) == PIPE
+            else path.open(encoding="utf-8", newline="")
+        ) as lines:
             yield lines
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"

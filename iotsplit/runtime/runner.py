@@ -171,7 +171,7 @@ class Runner:
 
     def _deliver(self, event: Packet | LinkChange) -> None:
         # Nothing relies on delivery: what is dropped here is asked for again.
-        if isinstance(event, LinkChange) or self._inbox.qsize() < MAX_INBOX_PACKETS:
+        if isinstance(event, LinkChange) or self._inbox.qsize() + len(self._letters) < MAX_INBOX_PACKETS:
             self._inbox.put(event)
 
     def _loop(self) -> None:

@@ -40,11 +40,15 @@ def client_id(fleet: str, what: str, agent: str) -> str:
         what: the tier, or what else of the agent connects.
         agent: its id.
     """
-    plain = f"{what[0]}-{fleet}-{agent}"
-    if len(plain) <= MAX_CLIENT_ID:
-        return plain
-    digest = hashlib.sha256(plain.encode()).hexdigest()[:6]
-    return f"{plain[: MAX_CLIENT_ID - 7]}-{digest}"
+    return shortened(f"{what[0]}-{fleet}-{agent}", MAX_CLIENT_ID)
+
+
+def shortened(name: str, longest: int) -> str:
+    """A name if it is not too long; else its beginning, and what tells it from others that begin so."""
+    if len(name) <= longest:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:6]
+    return f"{name[: longest - 7]}-{digest}"
 
 
 def start_logging(level: str) -> None:

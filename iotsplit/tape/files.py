@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -46,9 +47,9 @@ class TapeWriter:
     def __init__(self, path: Path, header: Header, *, sync: bool = False) -> None:
         self.path = path
         self.encoder = Encoder()
-        self._sync = sync
         self._synced_at = clock.now()
         self._out = _create(path)
+        self._sync = sync and stat.S_ISREG(os.fstat(self._out.fileno()).st_mode)  # a pipe cannot be
         self._write(self.encoder.begin(header))
 
     def __enter__(self) -> Self:

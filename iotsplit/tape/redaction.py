@@ -58,4 +58,6 @@ def _zeros(value: Any) -> Any:
             return bytes(len(value))
         case dict():
             return {key: _zeros(each) for key, each in value.items()}
+        case list():
+            return [_zeros(each) for each in value]
     return value

@@ -2,10 +2,13 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -332,16 +335,65 @@ def test_an_index_is_made_again(place: Path, capsys: pytest.CaptureFixture[str])
     capsys.readouterr()
 
 
+def piped(data: bytes) -> Any:
+    class Stdin:
+        buffer = io.BytesIO(data)
+
+    return Stdin
+
+
+def test_a_recording_goes_on_through_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "SYNC_EVERY_S", -1.0)  # always
+    read, write_ = os.pipe()
+    with os.fdopen(read, "rb") as out, os.fdopen(write_, "wb") as buffer:
+        monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=buffer, isatty=lambda: False))
+        with TapeWriter(Path("-"), Header(fleet="x"), sync=True) as writer:
+            for record in foreign(3):
+                writer.add(record)
+                writer.flush()
+        monkeypatch.undo()
+        buffer.close()
+        assert out.read()
+
+
+def test_one_side_of_a_comparison_may_be_a_pipe(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", piped(QUIET.read_bytes()))
+    assert main(["tape", "diff", "-", str(QUIET)]) == 0
+    monkeypatch.setattr(sys, "stdin", piped(QUIET.read_bytes()))
+    assert main(["tape", "merge", str(place / "both.tape"), "-", str(QUIET)]) == 0
+    both = len(list(files.records(place / "both.tape")))
+    assert both == 2 * len(list(files.records(QUIET)))
+    capsys.readouterr()
+    assert main(["tape", "index", "-"]) == 2
+    assert "a pipe has not" in capsys.readouterr().err
+    assert not (place / "-").exists()
+
+
+def test_what_is_imported_through_a_pipe_is_what_a_file_of_it_is(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = b'a/b,"two\r\nlines",1,0,1700000000.5,0\r\n'  # the line end is of the payload
+    words = ["--kind=mqtt-recorder"]
+    monkeypatch.setattr(sys, "stdin", piped(rows))
+    assert main(["tape", "import", "-", str(place / "piped.tape"), *words]) == 0
+    (place / "rows").write_bytes(rows)
+    assert main(["tape", "import", str(place / "rows"), str(place / "file.tape"), *words]) == 0
+    assert [each.payload for each in files.records(place / "piped.tape")] == [b"two\r\nlines"]
+    assert list(files.records(place / "piped.tape")) == list(files.records(place / "file.tape"))
+    monkeypatch.setattr(sys, "stdin", piped(b"a/\xff,x,1,0,1700000000.5,0\n"))
+    capsys.readouterr()
+    assert main(["tape", "import", "-", str(place / "bad.tape"), *words]) == 2
+    assert "UTF-8" in capsys.readouterr().err
+
+
 def test_tapes_go_through_pipes(
     place: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(["tape", "cut", str(QUIET), "-", "--topic=iotsplit/memory/round"]) == 0
     made = capfdbinary.readouterr().out
-
-    class Stdin:
-        buffer = io.BytesIO(made)
-
-    monkeypatch.setattr(sys, "stdin", Stdin)
+    monkeypatch.setattr(sys, "stdin", piped(made))
     assert main(["inspect", "-", "--json"]) == 0
     rows = json.loads(capfdbinary.readouterr().out)
     assert set(rows["classes"]) == {"round"}

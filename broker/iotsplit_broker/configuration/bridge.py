@@ -8,6 +8,7 @@ from pathlib import Path
 from iotsplit.errors import UsageError, UserError
 from iotsplit.options import BrokerOptions, CommonOptions, parse
 from iotsplit.runtime.address import BrokerAddress, identity_of
+from iotsplit.runtime.serve import shortened
 from iotsplit_broker.configuration import output
 from iotsplit_broker.configuration.access import check_user, plain_topics
 from iotsplit_broker.configuration.bridge_section import MAX_NAME, Bridge, Protocol, bridge_section
@@ -34,6 +35,7 @@ class BridgeOptions(CommonOptions):
         prefix: What the far broker wants in front of every topic, such as plant7/.
         local_prefix: What the local broker wants in front of every topic.
         name: Client id of this site at the far broker, less -out or -in; by default iotsplit- and the fleet.
+            Sites of one fleet need one each.
         cloud: The cloud's --id.
         edges: Edges of this site; without, what the cloud says to the edges of every site comes in.
         cloud_standby: Edges on the far side that stand in when all edges here are lost, as --id names them;
@@ -111,7 +113,7 @@ def bridge_of(options: BridgeOptions) -> tuple[Bridge, tuple[Crossing, ...]]:
     if both:
         raise UsageError(f"edge {min(both)} is on both sides", fix="name it in --edges or in --cloud-standby")
     bridge = Bridge(
-        name=options.name or f"iotsplit-{options.fleet}"[:MAX_NAME],
+        name=options.name or shortened(f"iotsplit-{options.fleet}", MAX_NAME),
         remote=remote,
         here=here,
         there=there,

@@ -39,6 +39,15 @@ def test_each_side_has_its_own_prefix(capsys: pytest.CaptureFixture[str]) -> Non
     assert all(line.endswith(" line/3/iotsplit/f/ plant7/iotsplit/f/") for line in told)
 
 
+def test_fleets_that_begin_alike_have_bridges_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [
+        {line for line in section(capsys, f"--fleet=production-line{number}") if line.startswith("connection ")}
+        for number in (1, 2)
+    ]
+    assert names[0]
+    assert names[0].isdisjoint(names[1])
+
+
 def test_lan_and_checkpoints_stay_and_nobody_is_told_of_a_price(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(ENDS) == 0
     out, err = capsys.readouterr()

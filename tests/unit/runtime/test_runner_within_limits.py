@@ -65,6 +65,18 @@ class SlowLink:
         pass
 
 
+def test_what_waits_for_a_role_at_work_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("iotsplit.runtime.runner.MAX_INBOX_PACKETS", 5)
+    runner = Runner(Agent(Fetching(), Mailbox(Topics("f"), "press"), sink=lambda _: None), SlowLink())
+    runner._working = True
+    chunk = Packet(topic="iotsplit/f/adapter/1/0", payload=b"x", qos=1)
+    for _ in range(9):
+        runner._deliver(chunk)
+        while not runner._inbox.empty():
+            runner._take(runner._inbox.get())
+    assert len(runner._letters) == 5
+
+
 @pytest.fixture
 def link(monkeypatch: pytest.MonkeyPatch) -> SlowLink:
     made = SlowLink()
