@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from iotsplit.errors import PeerError, RefusedError, UsageError
+from iotsplit.errors import PeerError, RefusedError, RunFailedError, UsageError
 from iotsplit.fleet.client import QUIET_S
 from iotsplit.fleet.inspection import selection_of
 from iotsplit.fleet.rehearse import AgainstOptions, rehearse
@@ -98,7 +98,8 @@ def _into_broker(options: ReplayOptions) -> int:
     source.open()
     target = _target(source, mapping)
     _check_fleet(options, target)
-    link = _Guarded(MqttLink(address, f"replay-{secrets.token_hex(4)}"))
+    mqtt = MqttLink(address, f"replay-{secrets.token_hex(4)}")
+    link = _Guarded(mqtt)
     with link.opened(), signals_handled((signal.SIGINT, signal.SIGTERM), lambda *_: stop.set()):
         if not options.force:
             _refuse_live(link, target)
@@ -107,7 +108,13 @@ def _into_broker(options: ReplayOptions) -> int:
         for _ in range(options.loop):
             said = packets(source.records(), source.header, mapping)
             played = player.play(last_retained(said) if options.retained_only else said)
+    played.lost = mqtt.unsent
     _tell(options, played)
+    if played.lost and not stop.is_set():
+        raise RunFailedError(
+            f"{played.lost} messages have not reached {options.broker}",
+            fix="look at the broker and the way to it, or replay more slowly (--speed, --max-rate)",
+        )
     if not played.records and not stop.is_set():
         raise UsageError(
             f"nothing in {options.tape} is chosen",

@@ -124,6 +124,12 @@ class MqttLink:
                     self._outbox.queue(packet)
                 self._changed.notify_all()
 
+    @property
+    def unsent(self) -> int:
+        """Packets that were handed over and given up, or have not left: all that is left once it is closed."""
+        with self._changed:
+            return sum(self._outbox.dropped.values()) + len(self._outbox)
+
     def close(self) -> None:
         """Wait until everything published has left (at most `FLUSH_S`), and say goodbye."""
         with self._changed:

@@ -23,12 +23,14 @@ class Played(msgspec.Struct, kw_only=True):
     """What was said.
 
     Args:
+        lost: messages that have not left: of QoS 0 all for which there was no connection.
         error_ms: how much later than it should each message was handed over, in milliseconds.
     """
 
     records: int = 0
     payload_bytes: int = 0
     seconds: float = 0.0
+    lost: int = 0
     error_ms: dict[str, float] = {}
 
 

@@ -1,5 +1,7 @@
 """Tapes and a real broker: all is recorded, and said again as it was."""
 
+import contextlib
+import json
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -12,9 +14,10 @@ from iotsplit.packet import Packet
 from iotsplit.runtime.address import BrokerAddress
 from iotsplit.runtime.link import LinkChange
 from iotsplit.runtime.mqtt import MqttLink
+from iotsplit.runtime.proxy import TcpProxy
 from iotsplit.tape import files
 from iotsplit.tape.files import TapeWriter
-from iotsplit.tape.format import Header
+from iotsplit.tape.format import Header, Record
 from iotsplit.tape.recorder import Limits, Recorder
 from tests.broker.conftest import StartBroker
 
@@ -153,3 +156,28 @@ def test_the_command_records_until_its_time_is_over(
     assert files.header(tmp_path / "x.tape").fleet == "default"
     assert main([*words, "--fleet=other", str(tmp_path / "y.tape")]) == 1
     assert "nothing was said on iotsplit/other/#" in capsys.readouterr().err
+
+
+def test_a_replay_that_loses_its_broker_does_not_say_that_all_is_well(
+    start_mosquitto: StartBroker, connect: ConnectClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with TapeWriter(tmp_path / "slow.tape", Header()) as writer:
+        for number in range(40):
+            writer.add(Record(number * 50_000_000, number, f"count/{number}", b"x", qos=number % 2))
+    port = start_mosquitto().settings.port
+    client = connect(port, "count/#")
+    with contextlib.closing(TcpProxy(port)) as proxy:
+
+        def cut_off() -> None:
+            client.hear("count/1")
+            proxy.cut()
+
+        cutter = threading.Thread(target=cut_off)
+        cutter.start()
+        words = ["replay", str(tmp_path / "slow.tape"), f"--broker=mqtt://127.0.0.1:{proxy.port}", "--json"]
+        assert main(words) == 1
+        cutter.join(SEEN_S)
+    out, err = capsys.readouterr()
+    played = json.loads(out)
+    assert 30 < played["lost"] < played["records"] == 40
+    assert f"{played['lost']} messages have not reached" in err
