@@ -232,7 +232,7 @@ class FleetSettings:
         step_timeout: Seconds after which a session that brings nothing holds up the others too long.
         stragglers: Then the others wait for as long as it takes, or go on without it in this round; with
             `carry` the steps that it has done count in this round or, if it comes too late, in the next.
-        wait_timeout: Seconds to wait for the fleet before giving up; 0 waits for ever.
+        wait_timeout: Seconds to wait for the fleet to come together, or else to give up; 0 waits for ever.
         once: End when the rounds are done, instead of serving the adapter versions on.
     """
 

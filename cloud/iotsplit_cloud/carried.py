@@ -1,7 +1,6 @@
 """Sessions that were too late for their round: they end where they stand, and count in the next one. No I/O."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from iotsplit.errors import PeerError
 from iotsplit.messages import Frame, Resume, Stuck, Update, Want
@@ -13,19 +12,7 @@ from iotsplit_cloud.caches import Caches
 from iotsplit_cloud.journal import CarriedSession
 from iotsplit_cloud.sessions import Check, CloudSession, new_session
 from iotsplit_cloud.training import UPDATE_OF
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Late:
-    """What a carried session has brought.
-
-    Args:
-        assignment: of the session.
-        updates: both tiers'.
-    """
-
-    assignment: Assignment
-    updates: Mapping[Tier, Update]
+from iotsplit_cloud.versions import Library
 
 
 class Carried:
@@ -122,13 +109,16 @@ class Carried:
         del self.sessions[device], self._updates[device]
         return []
 
-    def arrived(self) -> dict[str, Late]:
-        """Hand over the sessions that have brought both their updates."""
-        whole = [device for device, brought in self._updates.items() if len(brought) == len(UPDATE_OF)]
-        return {
-            device: Late(assignment=self.sessions.pop(device).assignment, updates=self._updates.pop(device))
-            for device in whole
-        }
+    def arrived(self, library: Library) -> dict[str, dict[Tier, Update]]:
+        """Hand over what sessions have brought that are whole: their changes, made to the current version."""
+        updates = {}
+        for device in [each for each, brought in self._updates.items() if len(brought) == len(UPDATE_OF)]:
+            since = self.sessions.pop(device).assignment.version
+            updates[device] = {
+                tier: library.rebased(tier, each, since=since)
+                for tier, each in self._updates.pop(device).items()
+            }
+        return updates
 
     def of_rounds_before(self, round_: int) -> list[str]:
         """Devices whose session is of an earlier round."""

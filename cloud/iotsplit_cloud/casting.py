@@ -41,7 +41,14 @@ def cast(props: Props) -> Actor:
     if props.kept is not None and not options.output.exists():
         _take_over(props.kept, options.output)
     peft = adapters.peft_config(directory, props.training, base=props.base or props.model)
-    store = Store(options.output, agent=props.birth.agent, settings=props.training, peft=peft, draws=False)
+    store = Store(
+        options.output,
+        agent=props.birth.agent,
+        settings=props.training,
+        model=info.fingerprint,
+        peft=peft,
+        draws=False,
+    )
     role = make_role(
         props.birth,
         directory,

@@ -67,7 +67,7 @@ def main(words: Sequence[str]) -> int:
     directory = resolve(options.model, serve.cache_directory())
     info = describe(directory)
     peft = adapters.peft_config(directory, options.training, base=options.model)
-    store = Store(options.output, agent=agent, settings=options.training, peft=peft)
+    store = Store(options.output, agent=agent, settings=options.training, model=info.fingerprint, peft=peft)
     saved = store.load()
     birth = new_birth(agent, Tier.CLOUD, model=info.fingerprint, threads=options.threads)
     role = make_role(birth, directory, info, options=options, peft=peft, saved=saved)

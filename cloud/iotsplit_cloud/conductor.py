@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from iotsplit.errors import QuorumError, RunFailedError
+from iotsplit.errors import QuorumError
 from iotsplit.messages import Frame, Update
 from iotsplit.plan import Tier
 from iotsplit.role import Output
@@ -26,7 +26,7 @@ from iotsplit_cloud.chronicle import Chronicle
 from iotsplit_cloud.desk import AGAIN, Desk
 from iotsplit_cloud.evaluation import EvaluationRound
 from iotsplit_cloud.federated import FederatedEvaluation, FederatedRound
-from iotsplit_cloud.journal import CarriedSession, RoundCheckpoint, RoundState
+from iotsplit_cloud.journal import CarriedSession, Earlier, RoundCheckpoint, RoundState
 from iotsplit_cloud.lockstep import LockstepRound
 from iotsplit_cloud.members import Members
 from iotsplit_cloud.records import Milestone
@@ -76,15 +76,16 @@ class Conductor:
         birth: gives what the cloud says of itself.
         parts: settings and the pieces that do the work.
         desk: writes assignments.
-        last_round: the last round that was finished before this start.
+        earlier: where an earlier start stood.
     """
 
-    def __init__(self, *, birth: Callable[[], Birth], parts: Parts, desk: Desk, last_round: int) -> None:
+    def __init__(self, *, birth: Callable[[], Birth], parts: Parts, desk: Desk, earlier: Earlier) -> None:
+        last_round, paused = earlier.round, earlier.paused
         self.phase = Phase.WAITING
         self.round = last_round
         self.activity: TrainingRound | EvaluationRound | None = None
-        self.paused = False
-        self.due = parts.fleet.always_due
+        self.paused = paused
+        self.due = parts.fleet.always_due and not paused
         self._birth = birth
         self._p = parts
         self._desk = desk
@@ -136,13 +137,7 @@ class Conductor:
         decided = any(isinstance(output, Assignment) for output in said)
         if not decided or not isinstance(training, TrainingRound):
             return said
-        state = RoundState(
-            round=self.round,
-            attempt=self._attempt,
-            assignments={device: session.assignment for device, session in training.sessions.items()},
-            dropped=dict(training.dropped),
-            carried=self._carried.record(),
-        )
+        state = self._state_of(training)
         if state == self._written:
             return said
         self._written = state
@@ -150,6 +145,25 @@ class Conductor:
         ends = [place + 1 for place, output in enumerate(said) if isinstance(output, Milestone)]
         place = max(ends, default=0)
         return [*said[:place], state, *said[place:]]
+
+    def _state_of(self, training: TrainingRound) -> RoundState:
+        return RoundState(
+            round=self.round,
+            attempt=self._attempt,
+            assignments={device: session.assignment for device, session in training.sessions.items()},
+            dropped=dict(training.dropped),
+            carried=self._carried.record(),
+            paused=self.paused,
+        )
+
+    def pause(self, paused: bool) -> list[Output]:
+        """Begin no more rounds, or begin them again; it is written down, so that no restart undoes it."""
+        self.paused = paused
+        self.due = self._p.fleet.always_due and not paused
+        if isinstance(self.activity, TrainingRound):
+            self._written = self._state_of(self.activity)
+            return [self._written]
+        return [self.milestone()]
 
     def frame(self, frame: Frame, now: float) -> list[Output]:
         """Take a frame for what is under way."""
@@ -179,9 +193,10 @@ class Conductor:
         """Look after what is under way, or begin something."""
         before = self._carried.record()
         said = [*self._carried.tick(now), *self._watch.look(self._carried, now)]
+        if before != self._carried.record() and not isinstance(self.activity, TrainingRound):
+            said = [self.milestone(), *said]
         if self.activity is None:
-            decided = [] if before == self._carried.record() else [self.milestone()]
-            return self._journaled([*decided, *said, *self._begin(now)])
+            return self._journaled([*said, *self._begin(now)])
         said += [*self._watch.look(self.activity, now), *self.activity.tick(now)]
         return self._journaled([*said, *self._after(now)])
 
@@ -200,13 +215,14 @@ class Conductor:
         self._gathered = True
         devices = [device for device in devices if device not in self._carried.sessions]
         if not devices:
-            return []
+            given_up = self._watch.give_up_late(self._carried, now)
+            return [*given_up, self.milestone()] if given_up else []
         if not self._evaluated:
             return self._evaluate(devices, edges, now)
         return self._train(devices, edges, now) if self.due and not self.paused else []
 
     def _check_patience(self, devices: int, edges: int, now: float) -> None:
-        patience = self._p.fleet.wait_timeout
+        patience = 0 if self._gathered else self._p.fleet.wait_timeout
         if patience and now - self._p.members.opened_at > patience:
             raise QuorumError(
                 f"after {patience:.0f} s there are {devices} devices and {edges} edges",
@@ -295,7 +311,7 @@ class Conductor:
         if isinstance(activity, TrainingRound):
             return self._trained(activity, now)
         if not activity.sessions:
-            self._check_fitness(activity)
+            activity.check_fitness(self._p.library.current.version)
             return self.enter(Phase.WAITING)  # nobody is left to be scored; again when someone is back
         when = "before" if self._p.chronicle.needs_baseline else "after"
         self._evaluated = True
@@ -309,18 +325,10 @@ class Conductor:
             said.append(self._event("finished", self._agent, f"after {self.round} rounds"))
         return [*said, self.milestone(), *self._begin(now)]
 
-    def _check_fitness(self, evaluation: EvaluationRound) -> None:
-        if evaluation.unfit and evaluation.unfit.keys() == evaluation.dropped.keys():
-            raise RunFailedError(
-                f"version {self._p.library.current.version} gives no usable numbers on any device "
-                f"({next(iter(evaluation.unfit.values()))})",
-                fix="start over with a lower learning_rate or aggregation trimmed; or raise norm_bound",
-            )
-
     def _trained(self, training: TrainingRound, now: float) -> list[Output]:
         p = self._p
         last = self.round >= p.settings.rounds
-        late = self._late() if training.sessions else {}
+        late = self._carried.arrived(p.library) if training.sessions else {}
         no_next = last or not training.sessions
         said: list[Output] = [*p.caches.take_changes()]
         said += self._give_up_carried(self.round + 1 if no_next else self.round, "too late", now)
@@ -340,16 +348,6 @@ class Conductor:
         self._evaluated = not p.chronicle.wants_scores(self.round)
         said += self.enter(Phase.WAITING)
         return [*said, self.milestone(), *self._begin(now)]
-
-    def _late(self) -> dict[str, dict[Tier, Update]]:
-        """Updates of carried sessions that are there: their changes, made to the current version."""
-        updates: dict[str, dict[Tier, Update]] = {}
-        for device, late in self._carried.arrived().items():
-            since = late.assignment.version
-            updates[device] = {
-                tier: self._p.library.rebased(tier, each, since=since) for tier, each in late.updates.items()
-            }
-        return updates
 
     def _give_up_carried(self, before_round: int, reason: str, now: float) -> list[Output]:
         said: list[Output] = []
@@ -391,5 +389,6 @@ class Conductor:
             round=self.round,
             version=self._p.library.current.version,
             carried=self._carried.record(),
+            paused=self.paused,
             final=done,
         )

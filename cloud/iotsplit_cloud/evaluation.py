@@ -4,7 +4,7 @@ import math
 
 import msgspec
 
-from iotsplit.errors import MalformedMessageError, PeerError, TensorRefusedError
+from iotsplit.errors import MalformedMessageError, PeerError, RunFailedError, TensorRefusedError
 from iotsplit.messages import (
     Activation,
     Frame,
@@ -78,6 +78,18 @@ class EvaluationRound:
     def done(self) -> bool:
         """All held-out data of every session that is still in is scored."""
         return not self._late
+
+    def check_fitness(self, version: int) -> None:
+        """See that at least one device could score a version.
+
+        Raises:
+            RunFailedError: its numbers were not acceptable to any.
+        """
+        if self.unfit and self.unfit.keys() == self.dropped.keys():
+            raise RunFailedError(
+                f"version {version} gives no usable numbers on any device ({next(iter(self.unfit.values()))})",
+                fix="start over with a lower learning_rate or aggregation trimmed; or raise norm_bound",
+            )
 
     def waits_for(self) -> list[str]:
         """Devices whose scores are not all in."""

@@ -28,6 +28,7 @@ class RoundState(Local):
         assignments: of its sessions as they are now, by device.
         dropped: reasons by device.
         carried: sessions that have left this round or the one before and may still count, by device.
+        paused: no other is begun until somebody says so.
     """
 
     round: int
@@ -35,6 +36,7 @@ class RoundState(Local):
     assignments: Mapping[str, Assignment]
     dropped: Mapping[str, str]
     carried: Mapping[str, CarriedSession]
+    paused: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,9 +79,11 @@ class Earlier:
         interrupted: the round that was under way.
         checkpoints: of that round.
         carried: sessions that were too late for their round and may still count, by device.
+        paused: no round was to be begun.
     """
 
     round: int = 0
+    paused: bool = False
     interrupted: RoundState | None = None
     checkpoints: Sequence[RoundCheckpoint] = ()
     carried: Mapping[str, CarriedSession] = field(default_factory=dict)

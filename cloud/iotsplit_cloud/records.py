@@ -23,6 +23,7 @@ class Milestone(Local):
     Args:
         report: without its rounds and events, which only ever become more.
         row: of the newest round, once there is one.
+        paused: no round is begun until somebody says so.
     """
 
     report: Report
@@ -30,4 +31,5 @@ class Milestone(Local):
     round: int
     version: int
     carried: Mapping[str, CarriedSession]
+    paused: bool = False
     final: bool = False

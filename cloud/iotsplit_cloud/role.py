@@ -56,7 +56,7 @@ class CloudRole:
         )
         self._earlier = earlier or Earlier()
         self._conductor = Conductor(
-            birth=lambda: self.birth, parts=parts, desk=self._desk, last_round=self._earlier.round
+            birth=lambda: self.birth, parts=parts, desk=self._desk, earlier=self._earlier
         )
         self._shelf = Shelf()
         self._warned: set[tuple[str, str]] = set()  # agents and kinds of tensors
@@ -192,6 +192,7 @@ class CloudRole:
 
     def _command(self, command: Command) -> list[Output]:
         conductor, detail = self._conductor, ""
+        said: list[Output] = []
         match command.verb:
             case "due":
                 conductor.due = not conductor.paused
@@ -199,15 +200,15 @@ class CloudRole:
             case "now" if conductor.phase is Phase.DONE:
                 detail = f"all {conductor.round} rounds are done; start the cloud with more --rounds"
             case "now":
-                conductor.due, conductor.paused = True, False
+                said = conductor.pause(False)
+                conductor.due = True
             case "pause" | "resume":
-                conductor.paused = command.verb == "pause"
-                conductor.due = self._p.fleet.always_due and not conductor.paused
+                said = conductor.pause(command.verb == "pause")
             case "rollback" if command.version is not None:
                 return self._roll_back(command.id, command.version)
             case _:
                 detail = f"{command.verb!r} is not something the cloud can do"
-        return [Reply(id=command.id, ok=not detail, detail=detail)]
+        return [*said, Reply(id=command.id, ok=not detail, detail=detail)]
 
     def _roll_back(self, command: str, version: int) -> list[Output]:
         if self._conductor.activity is not None:

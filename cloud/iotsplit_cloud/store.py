@@ -8,7 +8,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +29,7 @@ from iotsplit.states import Event, Metrics
 from iotsplit.tensors import adapters
 from iotsplit_cloud.database import Database
 from iotsplit_cloud.journal import CarriedSession, Earlier, RoundCheckpoint, RoundState, SessionRecord
+from iotsplit_cloud.lines import continued, objects
 from iotsplit_cloud.plot import draw
 from iotsplit_cloud.records import Heard, Milestone
 from iotsplit_cloud.report import Report, Row
@@ -43,9 +44,12 @@ log = structlog.get_logger()
 
 class _State(msgspec.Struct, kw_only=True):
     settings: dict[str, Any]
+    model: str = ""
     round: int
     version: int
+    paused: bool = False
     rounds: dict[int, int]  # round of each kept version
+    parents: dict[int, int] = {}  # and what it was made from
     carried: dict[str, CarriedSession] = {}
     sha256: dict[str, str]  # of the files that belong to it, by their path below the state directory
     report: Report
@@ -84,6 +88,7 @@ class Store:
         output: the run's output directory.
         agent: id of the cloud.
         settings: a directory of other settings is refused, never half-used.
+        model: fingerprint of the model; a directory of another is refused.
         peft: the ``adapter_config.json`` of the exported adapter.
         draws: whether there is to be a picture.
     """
@@ -94,6 +99,7 @@ class Store:
         *,
         agent: str,
         settings: TrainingSettings,
+        model: str,
         peft: dict[str, Any],
         draws: bool = True,
     ) -> None:
@@ -101,9 +107,11 @@ class Store:
         self._draws = draws
         self._agent = agent
         self._settings = msgspec.to_builtins(settings)
+        self._model = model
         self._peft = peft
         self._state = output / "state" / "cloud"
         self._rounds: dict[int, int] = {}
+        self._parents: dict[int, int] = {}
         self._best: int | None = None  # the version that is exported as such
         self._sha256: dict[str, str] = {}
         self._report: Report | None = None
@@ -122,7 +130,7 @@ class Store:
         self._caches = CacheFile(self._state / "samples.db")
         with writing(output):
             for name in ("metrics", "events", "rounds"):
-                self._lines[name] = _continued(output / f"{name}.jsonl")
+                self._lines[name] = continued(output / f"{name}.jsonl")
 
     def load(self) -> Saved | None:
         """What was saved by an earlier start; nothing if there was none.
@@ -135,6 +143,7 @@ class Store:
             return None
         self._check(state)
         self._rounds, self._sha256 = state.rounds, state.sha256
+        self._parents = {version: state.parents.get(version, version - 1) for version in state.rounds}
         self._round = self._database.fact("round", RoundState)
         self._earlier_s = state.report.wall_s
         self._report, self._last_round = state.report, state.round
@@ -151,6 +160,7 @@ class Store:
             earlier=Earlier(
                 round=state.round,
                 interrupted=self._round,
+                paused=state.paused if self._round is None else self._round.paused,
                 checkpoints=self._checkpoints(),
                 carried=state.carried if self._round is None else self._round.carried,
             ),
@@ -166,7 +176,7 @@ class Store:
         with writing(self._output):
             match kept:
                 case Metrics() | Heard():
-                    self._line("metrics", kept.metrics if isinstance(kept, Heard) else kept)
+                    self._tell(kept.metrics if isinstance(kept, Heard) else kept)
                 case Event():
                     self._line("events", kept)
                 case Version():
@@ -202,9 +212,12 @@ class Store:
         self._rounds = {version: round_ for version, round_ in self._rounds.items() if version in kept}
         state = _State(
             settings=self._settings,
+            model=self._model,
             round=milestone.round,
             version=milestone.version,
+            paused=milestone.paused,
             rounds=self._rounds,
+            parents={version: self._parents[version] for version in self._rounds},
             carried=dict(milestone.carried),
             sha256={name: digest for name, digest in self._sha256.items() if self._belongs(name)},
             report=milestone.report,
@@ -266,7 +279,7 @@ class Store:
         directory.mkdir(exist_ok=True)
         for tier, body in version.sections.items():
             self._replace(directory / f"{tier}.safetensors", body)
-        self._rounds[version.version] = version.round
+        self._rounds[version.version], self._parents[version.version] = version.round, version.parent
         adapters.export(self._output / "adapter", version.tensors(), self._peft)
 
     def _export_best(self, report: Report, kept: Container[int]) -> None:
@@ -279,7 +292,8 @@ class Store:
     def _version(self, number: int) -> Version:
         directory = self._state / "versions" / str(number)
         sections = {str(tier): self._needed(directory / f"{tier}.safetensors") for tier in Tier}
-        return Version(version=number, round=self._rounds[number], sections=sections)
+        round_, parent = self._rounds[number], self._parents[number]
+        return Version(version=number, round=round_, sections=sections, parent=parent)
 
     def _is_usable(self, number: int, state: _State) -> bool:
         """Whether a version can be read; only the current one has to be."""
@@ -308,6 +322,10 @@ class Store:
     def _belongs(self, name: str) -> bool:
         return (self._state / name).parent.name in map(str, self._rounds)
 
+    def _tell(self, metrics: Metrics) -> None:
+        if metrics.session is not None or self._round is not None:  # signs of life would fill the disk
+            self._line("metrics", metrics)
+
     def _add_row(self, row: Row | None) -> None:
         """Write what the report says of a round, before the database says that the round is over."""
         if row is not None and row != self._row:
@@ -317,7 +335,7 @@ class Store:
 
     def _rows(self) -> dict[int, msgspec.Raw]:
         """The newest row of each round that is over; one behind them is of a round that will be done again."""
-        rows = {row["round"]: raw for raw, row in _objects(self._output / "rounds.jsonl")}
+        rows = {row["round"]: raw for raw, row in objects(self._output / "rounds.jsonl")}
         return {number: rows[number] for number in sorted(rows) if number <= self._last_round}
 
     def _count(self, report: Report) -> None:
@@ -333,7 +351,7 @@ class Store:
         whole = msgspec.structs.replace(
             report,
             rounds=list(self._rows().values()),
-            events=[raw for raw, _ in _objects(self._output / "events.jsonl")],
+            events=[raw for raw, _ in objects(self._output / "events.jsonl")],
         )
         replace(self._output / "report.json", msgspec.json.format(msgspec.json.encode(whole), indent=2))
         self._report_due = clock.now() + REPORT_SHARE * (clock.now() - began)
@@ -347,6 +365,11 @@ class Store:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._output / f"{name}.jsonl"))
 
     def _check(self, state: _State) -> None:
+        if state.model not in ("", self._model):
+            raise UsageError(
+                f"{self._output} holds a run of another model",
+                fix="use the same --model to go on with it, another --output, or --fresh",
+            )
         free = {"rounds", "evaluate"}  # a finished run may be asked for more rounds
         mine = msgspec.json.decode(msgspec.json.encode(self._settings))
         differ = [
@@ -357,22 +380,3 @@ class Store:
                 f"{self._output} holds a run with other settings: {', '.join(differ)}",
                 fix="use the same settings to go on with it, another --output, or --fresh",
             )
-
-
-def _continued(file: Path) -> IO[bytes]:
-    """A file to add lines to, unbuffered; what a full disk has cut short stays a line of its own."""
-    lines = file.open("a+b", buffering=0)
-    size_bytes = lines.seek(0, os.SEEK_END)
-    if size_bytes:
-        lines.seek(size_bytes - 1)
-        if lines.read(1) != b"\n":
-            lines.write(b"\n")
-    return lines
-
-
-def _objects(file: Path) -> Iterator[tuple[msgspec.Raw, dict[str, Any]]]:
-    """The objects of a file of lines, also as they stand there; without what a full disk has cut short."""
-    with file.open("rb") as lines:
-        for line in lines:
-            with contextlib.suppress(msgspec.DecodeError):
-                yield msgspec.Raw(line.rstrip()), msgspec.json.decode(line, type=dict[str, Any])

@@ -25,11 +25,16 @@ KEPT_VERSIONS = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version(Local):
-    """One adapter version: the safetensors of each tier's section."""
+    """One adapter version: the safetensors of each tier's section.
+
+    Args:
+        parent: the version that it was made from; -1 of the first.
+    """
 
     version: int
     round: int
     sections: Mapping[str, bytes]
+    parent: int = -1
 
     def section(self, tier: Tier) -> dict[str, torch.Tensor]:
         """One tier's tensors."""
@@ -172,13 +177,14 @@ class Library:
         averaged = average(updates, start=self.current, shapes=self._shapes, settings=self._settings)
         sections = self._onwards(averaged) | {str(Tier.CLOUD): cloud}
         self.newest += 1
-        self.current = Version(version=self.newest, round=round_, sections=sections)
+        parent = self.current.version  # not always the one before: there may have been a rollback
+        self.current = Version(version=self.newest, round=round_, sections=sections, parent=parent)
         self._versions[self.newest] = self.current
         return self.current
 
     def _onwards(self, averaged: dict[str, bytes]) -> dict[str, bytes]:
         """Averaged sections with the fleet's momentum, which is in the current version and the one before."""
-        before, momentum = self._versions.get(self.current.version - 1), self._settings.server_momentum
+        before, momentum = self._versions.get(self.current.parent), self._settings.server_momentum
         if before is None or not momentum:
             return averaged
         return {

@@ -57,8 +57,7 @@ class Watch:
         return restarted or self._members.gone(edge, now)
 
     def _is_too_slow(self, session: CloudSession, now: float) -> bool:
-        late = now - session.progress_at > self._fleet.step_timeout
-        return late and self._fleet.stragglers is not Stragglers.WAIT
+        return self._is_over(session, now) and self._fleet.stragglers is not Stragglers.WAIT
 
     def _reason(self, session: CloudSession, now: float) -> str:
         if self._is_homeless(session, now) and not self._members.present(Tier.EDGE):
@@ -100,6 +99,14 @@ class Watch:
         said = [event, assignment, *activity.drop(device, f"carried {detail}", now)]
         self._carried.take(session, assignment, now)
         return said
+
+    def give_up_late(self, carried: Carried, now: float) -> list[Output]:
+        """Give carried sessions up: nobody else is left for a round that they could count in."""
+        over = [device for device, session in carried.sessions.items() if self._is_over(session, now)]
+        return [each for device in over for each in self.drop(carried, device, "nobody else is left", now)]
+
+    def _is_over(self, session: CloudSession, now: float) -> bool:
+        return now - session.progress_at > self._fleet.step_timeout
 
     def drop(self, activity: Activity, device: str, reason: str, now: float) -> list[Output]:
         """Go on without a session."""

@@ -60,7 +60,7 @@ def main(words: Sequence[str]) -> int:
         with interruptible():
             result = demo(options, console)
     except KeyboardInterrupt:
-        console.print(f"stopped; the same command goes on from the last round in {options.output}")
+        console.print(fleet.stopped(options))
         return fleet.INTERRUPTED
     if options.json:
         sys.stdout.write(json.dumps(result) + "\n")
@@ -120,6 +120,7 @@ def _alone(options: DemoOptions, together: Mapping[str, Any], console: Console) 
         edges=1,
         devices_per_edge=None,
         data=str(data / f"{device}.jsonl"),
+        columns=(),  # it is a file of ours
         output=options.output / "alone",
         training=dataclasses.replace(options.training, evaluate="ends"),
     )

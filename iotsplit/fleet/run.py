@@ -133,7 +133,7 @@ def main(words: Sequence[str]) -> int:
         with interruptible():
             report = run(options, console)
     except KeyboardInterrupt:
-        console.print(f"stopped; the same command goes on from the last round in {options.output}")
+        console.print(stopped(options))
         return INTERRUPTED
     if options.json:
         sys.stdout.write(json.dumps(report) + "\n")
@@ -145,6 +145,12 @@ def main(words: Sequence[str]) -> int:
 def console_for(options: CommonOptions) -> Console:
     """Where progress goes: stdout is kept free for JSON."""
     return Console(stderr=options.json)
+
+
+def stopped(options: RunOptions) -> str:
+    """What is said when a run was interrupted."""
+    without = " without --fresh" if options.fresh else ""
+    return f"stopped; the same command{without} goes on from the last round in {options.output}"
 
 
 def run(options: RunOptions, console: Console, *, title: str = "iotsplit run") -> dict[str, Any]:

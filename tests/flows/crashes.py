@@ -77,7 +77,9 @@ class CrashFleet(WeatherFleet):
         self._fleet_settings = fleet
         options = CloudOptions(training=self._settings, members=fleet, output=self._disks / "cloud")
         peft = adapters.peft_config(self._model, self._settings)
-        self._store = Store(options.output, agent="cloud", settings=self._settings, peft=peft)
+        self._store = Store(
+            options.output, agent="cloud", settings=self._settings, model=self._info.fingerprint, peft=peft
+        )
         birth = self._birth("cloud", Tier.CLOUD)
         saved = self._store.load()
         return command.make_role(birth, self._model, self._info, options=options, peft=peft, saved=saved)

@@ -14,6 +14,7 @@ from iotsplit.role import Local
 from iotsplit.settings import FleetSettings, TrainingSettings
 from iotsplit.states import Event, Metrics
 from iotsplit.tensors import adapters
+from iotsplit.tensors.models import describe
 from iotsplit_cloud import command as cloud
 from iotsplit_cloud.role import CloudRole
 from iotsplit_cloud.store import Store
@@ -84,7 +85,13 @@ class RealFleet(Fleet):
         self._options = parse(cloud.CloudOptions, [*given, *words], name="iotsplit cloud")
         self._data = ran / "data"
         self._peft = adapters.peft_config(model, self._options.training, base=str(model))
-        self._store = Store(output, agent="cloud", settings=self._options.training, peft=self._peft)
+        self._store = Store(
+            output,
+            agent="cloud",
+            settings=self._options.training,
+            model=describe(model).fingerprint,
+            peft=self._peft,
+        )
         devices: dict[str, list[Tokens]] = {file.stem: [] for file in sorted(self._data.glob("*.jsonl"))}
         super().__init__(model, self._options.training, devices, edges=self._options.members.edges)
 

@@ -215,3 +215,20 @@ def test_a_round_that_everybody_leaves_carries_nobody(fleet: Carrying) -> None:
     fleet.run(until=lambda _: fleet.happened("round_finished"))
     assert fleet.milestones[-1].carried == {}
     assert [version.version for version in fleet.versions] == [0]
+
+
+def test_who_is_left_alone_with_what_came_too_late_is_free_for_the_next_round(
+    make: Callable[..., Carrying],
+) -> None:
+    fleet = make(step_timeout=30.0)
+    fleet.lose_in_round_one()
+    fleet.bring_back()
+    for name in "ac":
+        fleet.kill(name)
+    fleet.run(until=lambda _: fleet.happened("device_lost", 3))
+    fleet.run(until=lambda _: not fleet.cloud._conductor._carried.sessions)
+    assert [event.detail for event in fleet.events if event.kind == "session_dropped"][
+        -1
+    ] == "nobody else is left"
+    fleet.finish()
+    assert fleet.rows("sessions")[1:] == [["b"], ["b"]]

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from iotsplit.errors import QuorumError
 from iotsplit.packet import Packet
 from iotsplit.settings import TrainingSettings
 from iotsplit.states import Assignment, decode_state
@@ -166,6 +167,30 @@ def test_the_other_edge_takes_over_the_sessions_of_a_lost_one_where_they_are(mod
     assert has(fleet, "edge_lost", "edge-2")
     assert ledger(fleet) == (0, 0)
     assert fleet.versions[-1].sections == calm.versions[-1].sections
+
+
+def test_a_fleet_that_does_not_come_together_is_given_up(model: Path) -> None:
+    fleet = made(model, settings(), wait_timeout=60.0)
+    fleet.lose("b")
+    with pytest.raises(QuorumError, match="1 devices"):
+        fleet.run()
+    assert 60 < fleet.now < 120
+
+
+def test_who_has_been_together_may_be_away_for_hours(model: Path) -> None:
+    fleet = made(model, settings(), wait_timeout=60.0, schedule="every 1h")
+    fleet.run(until=lambda _: kinds(fleet)["evaluated"] == 1)
+    fleet.due()
+    fleet.run(until=lambda _: finished(fleet, 1))
+    for name in "ab":
+        fleet.lose(name)
+    fleet.run(until=lambda _: fleet.now > 7200)
+    for name in "ab":
+        fleet.rejoin(name)
+    fleet.run(until=lambda _: not fleet.pending)
+    fleet.due()
+    fleet.run()
+    assert devices_of(fleet) == [["a", "b"]] * 2
 
 
 def test_sessions_wait_for_an_edge_when_none_is_left(model: Path) -> None:

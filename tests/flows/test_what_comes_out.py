@@ -15,6 +15,7 @@ from iotsplit.datasets.records import Text, write_jsonl
 from iotsplit.fleet.output import to_toml
 from iotsplit.plan import Labels, Tier
 from iotsplit.settings import Aggregation, FleetSettings
+from iotsplit.states import Command
 from iotsplit.tensors import adapters
 from iotsplit_cloud.versions import Library, Version
 from iotsplit_device.batches import MicroBatch
@@ -150,3 +151,31 @@ def test_the_report_tells_who_was_lost(reader: Path, tmp_path: Path) -> None:
     assert report["rounds"][0]["dropped"] == [{"device": "pump", "reason": "pump is gone"}]
     assert [row["device"] for row in report["rounds"][1]["sessions"]] == ["press"]
     assert report["state"] == "done"
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("at", ["evaluated", "round_started"])
+def test_a_pause_outlasts_the_cloud(small_model: Path, tmp_path: Path, at: str) -> None:
+    fleet = CrashFleet(small_model, settings(rounds=2, local_steps=1), disks=tmp_path)
+
+    def command(verb: str) -> None:
+        cloud = fleet.agents["cloud"]
+        fleet._say(cloud, cloud.encode(cloud.handle(Command(id="x", verb=verb), fleet.now)))
+
+    def is_idle(fleet: Any) -> bool:
+        return fleet.now > 300 and fleet.agents["cloud"].role._conductor.activity is None
+
+    def happened(kind: str) -> int:
+        return [event.kind for event in fleet.events].count(kind)
+
+    with contextlib.closing(fleet):
+        fleet.run(until=lambda _: happened(at) > 0)
+        rounds = happened("round_started")
+        command("pause")
+        fleet.kill("cloud")
+        fleet.start("cloud")
+        fleet.run(until=is_idle)
+        assert happened("round_started") == rounds == 1
+        command("resume")
+        fleet.run()
+    assert happened("round_started") == 2

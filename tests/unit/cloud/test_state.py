@@ -40,9 +40,9 @@ def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Version, "tensors", lambda _: {})
 
 
-def make_store(output: Path, **settings: Any) -> Store:
+def make_store(output: Path, model: str = "m", **settings: Any) -> Store:
     made = TrainingSettings(**({"checkpoint_every": 5} | settings))
-    OPEN.append(Store(output, agent="cloud", settings=made, peft={}))
+    OPEN.append(Store(output, agent="cloud", settings=made, model=model, peft={}))
     return OPEN[-1]
 
 
@@ -116,6 +116,24 @@ def test_a_milestone_is_found_with_its_versions(tmp_path: Path) -> None:
     assert (saved.earlier.round, saved.version) == (1, 1)
     assert saved.versions == [version(0), version(1)]
     assert (saved.earlier.interrupted, saved.earlier.checkpoints) == (None, [])
+
+
+def test_a_directory_of_another_model_is_refused(tmp_path: Path) -> None:
+    after_one_round(tmp_path)
+    with pytest.raises(UsageError, match="holds a run of another model"):
+        make_store(tmp_path, model="other").load()
+
+
+def test_what_a_version_was_made_from_and_a_pause_are_known(tmp_path: Path) -> None:
+    made = make_store(tmp_path)
+    for number, parent in ((0, -1), (1, 0), (2, 0)):
+        made.take(dataclasses.replace(version(number), parent=parent))
+        made.take(dataclasses.replace(milestone(number), paused=number == 2))
+    saved = found(tmp_path)
+    assert [each.parent for each in saved.versions] == [-1, 0, 0]
+    assert saved.earlier.paused
+    made.take(state(3))
+    assert not found(tmp_path).earlier.paused
 
 
 def test_only_the_last_few_versions_stay(tmp_path: Path) -> None:

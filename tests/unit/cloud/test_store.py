@@ -9,9 +9,11 @@ import msgspec
 import pytest
 
 from iotsplit.errors import RunFailedError
+from iotsplit.plan import Tier
 from iotsplit.settings import TrainingSettings
-from iotsplit.states import Event
-from iotsplit_cloud.records import Milestone
+from iotsplit.states import Event, Metrics
+from iotsplit_cloud.journal import RoundState
+from iotsplit_cloud.records import Heard, Milestone
 from iotsplit_cloud.report import new_report
 from iotsplit_cloud.store import Store
 
@@ -32,7 +34,7 @@ class Full:
 
 
 def make_store(output: Path) -> Store:
-    return Store(output, agent="cloud", settings=TrainingSettings(), peft={})
+    return Store(output, agent="cloud", settings=TrainingSettings(), model="m", peft={})
 
 
 def fill_the_disk(store: Store) -> None:
@@ -71,6 +73,29 @@ def test_an_output_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunFailedError, match="cannot write"):
         make_store(tmp_path / "file")
+
+
+def test_signs_of_life_between_rounds_are_not_written(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    beat = Metrics(agent="press", role=Tier.DEVICE, time=1.0)
+    step = Metrics(agent="press", role=Tier.DEVICE, time=2.0, session="s", step=0)
+    began = RoundState(round=1, attempt=0, assignments={}, dropped={}, carried={})
+    for kept in (
+        beat,
+        Heard(metrics=beat),
+        step,
+        milestone(),
+        beat,
+        began,
+        beat,
+        Heard(metrics=beat),
+        ended(1),
+        beat,
+    ):
+        store.take(kept)
+    store.close("done")
+    lines = (tmp_path / "metrics.jsonl").read_bytes().splitlines()
+    assert [json.loads(line)["time"] for line in lines] == [2.0, 1.0, 1.0]
 
 
 # --- rounds of the report

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from iotsplit.datasets.partition import load
 from iotsplit.datasets.records import Pair, read, write_jsonl
 from iotsplit.fleet import demo
 from iotsplit.fleet import run as fleet
@@ -64,6 +65,28 @@ def test_the_demo_runs_together_and_then_alone(output: Output, runs: list[RunOpt
 def test_the_comparison_can_be_skipped(output: Output, runs: list[RunOptions]) -> None:
     demo.main(["--output", str(output.root), "--skip-alone"])
     assert len(runs) == 1
+
+
+def test_the_one_alone_reads_what_was_written_for_it_whatever_the_columns(
+    output: Output, runs: list[RunOptions]
+) -> None:
+    demo.main(["--output", str(output.root), "--columns", "question,answer"])
+    alone = runs[1]
+    assert load(alone.data, devices=1, partition=None, seed=0, columns=alone.columns)
+
+
+@pytest.mark.parametrize(
+    ("more", "without"), [([], "command goes"), (["--fresh"], "command without --fresh goes")]
+)
+def test_who_was_interrupted_is_told_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture, more: list[str], without: str
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fleet, "run", interrupted)
+    demo.main(more)
+    assert f"the same {without} on" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.usefixtures("runs")
