@@ -107,7 +107,8 @@ def deal(texts: Sequence[str], *, eval_limit: int) -> list[Text]:
     """What is learnt of different texts, and what is held out.
 
     A text's own digest decides, so that what is held out once is never learnt later, however many come.
-    A tenth is held out, at least one and never all; those with the lowest digests are scored.
+    A tenth is held out, at least one and never all; those with the lowest digests are scored. Where none is of
+    that tenth, the lowest stands in for it, and is learnt once there is one.
 
     Args:
         texts: in the order in which they came.
