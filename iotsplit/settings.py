@@ -186,6 +186,12 @@ class TrainingSettings:
                 f"server_momentum {self.server_momentum} never ends",
                 fix="use 0 or more and less than 1, such as 0.9",
             )
+        if self.server_momentum and self.aggregation in {Aggregation.FLEXLORA, Aggregation.MEDIAN}:
+            raise UsageError(
+                f"server_momentum has no direction with aggregation {self.aggregation}: "
+                "each version's factors are of another basis",
+                fix="leave it out, or use aggregation fedavg, trimmed or rolora",
+            )
         if not 0 < self.norm_bound < float("inf"):
             raise UsageError(f"norm_bound {self.norm_bound} is no bound", fix="use a number such as 1e5")
 

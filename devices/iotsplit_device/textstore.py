@@ -11,6 +11,8 @@ from iotsplit.runtime.transactions import transaction
 from iotsplit_device.texts import digest
 
 FORMAT = 1
+SET_S = 1e9
+"""Times of day before it, in seconds, are of a board without a clock that was not told the time yet."""
 ROW_BYTES = 128
 """What a row costs beside its text."""
 
@@ -97,6 +99,8 @@ class TextStore:
             added = run.executemany(
                 "INSERT OR IGNORE INTO texts (sha256, text, size, received) VALUES (?, ?, ?, ?)", rows
             ).rowcount
+            if now >= SET_S:
+                run.execute("UPDATE texts SET received = ? WHERE received < ?", (now, SET_S))
             run.execute(
                 "DELETE FROM texts WHERE received < ? "
                 "AND id NOT IN (SELECT id FROM texts ORDER BY id DESC LIMIT ?)",

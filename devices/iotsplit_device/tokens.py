@@ -131,7 +131,7 @@ def _parts(record: Pair | Chat, tokenizer: PreTrainedTokenizerBase) -> tuple[lis
 
 def _templated(chat: Chat, tokenizer: PreTrainedTokenizerBase, end: list[int]) -> tuple[list[int], list[int]]:
     whole = _template(tokenizer, chat.messages, ask=False)
-    prompt = _template(tokenizer, chat.prompt, ask=True)
+    prompt = _template(tokenizer, chat.prompt, ask=True) if chat.prompt else ""
     if whole.startswith(prompt):
         completion = ids_of(tokenizer, whole[len(prompt) :].rstrip("\n"))
     else:  # templates may rewrite earlier turns; then the answer just follows the question

@@ -13,6 +13,8 @@ from iotsplit.errors import UsageError
 
 Split = Literal["train", "eval"]
 SUFFIXES = (".txt", ".log", ".jsonl", ".csv")
+MAX_FIELD_BYTES = 1 << 30
+"""Of CSV; Python's own limit is 128 KiB, which a log is soon longer than."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +193,7 @@ def _jsonl_rows(path: Path, content: str) -> Iterator[tuple[int, dict[str, Any]]
 
 
 def _csv_rows(path: Path, content: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    csv.field_size_limit(MAX_FIELD_BYTES)
     reader = csv.DictReader(io.StringIO(content, newline=""), strict=True)
     try:
         for row in reader:

@@ -1,5 +1,6 @@
 """Where a broker is, how to get in, and whom to trust there."""
 
+import hashlib
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -207,3 +208,11 @@ def address_of(options: BrokerOptions) -> BrokerAddress:
         identity=identity_of(options.cert_file, options.key_file),
         limits=options.limits,
     )
+
+
+def shortened(name: str, longest: int) -> str:
+    """A name if it is not too long; else its beginning, and what tells it from others that begin so."""
+    if len(name) <= longest:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:6]
+    return f"{name[: longest - 7]}-{digest}"

@@ -1,6 +1,5 @@
 """Runs a role as a process: connects it, follows signals, and ends it cleanly."""
 
-import hashlib
 import logging
 import os
 import signal
@@ -19,7 +18,7 @@ from iotsplit.options import AgentOptions
 from iotsplit.plan import Tier
 from iotsplit.role import Role
 from iotsplit.runtime import clock
-from iotsplit.runtime.address import address_of
+from iotsplit.runtime.address import address_of, shortened
 from iotsplit.runtime.mqtt import MqttLink
 from iotsplit.runtime.processes import die_with_parent, return_freed_memory
 from iotsplit.runtime.runner import Runner
@@ -41,14 +40,6 @@ def client_id(fleet: str, what: str, agent: str) -> str:
         agent: its id.
     """
     return shortened(f"{what[0]}-{fleet}-{agent}", MAX_CLIENT_ID)
-
-
-def shortened(name: str, longest: int) -> str:
-    """A name if it is not too long; else its beginning, and what tells it from others that begin so."""
-    if len(name) <= longest:
-        return name
-    digest = hashlib.sha256(name.encode()).hexdigest()[:6]
-    return f"{name[: longest - 7]}-{digest}"
 
 
 def start_logging(level: str) -> None:

@@ -126,6 +126,11 @@ def read_config(directory: Path) -> Any:
             f"{directory} is a {config.model_type} model, not a decoder-only language model",
             fix=fix,
         )
+    if getattr(config, "quantization_config", None) is not None:
+        raise UsageError(
+            f"{directory} holds a quantized model, whose weights are not its parameters",
+            fix="name the model in float32 or bf16; --base-dtype makes it smaller where it runs",
+        )
     return config
 
 

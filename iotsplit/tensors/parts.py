@@ -32,6 +32,9 @@ _TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 
+HEAD_OF_NEOX = "embed_out.weight"
+"""What files of GPT-NeoX call the head, whatever transformers calls it."""
+
 
 class Part(nn.Module):
     """The frozen layers ``plan.layers`` of a model, with embedding and head if the plan says so.
@@ -244,7 +247,10 @@ def _file_names(whole: Skeleton, plan: PartPlan, weights: Weights) -> dict[str, 
                 continue  # shared with the embedding, which is loaded
             source = f"{whole.embedding}.weight"
         # Checkpoints of a bare decoder lack the prefix of the whole model (GPT-2's do).
-        found = [name for name in (source, source.partition(".")[2]) if name in weights]
+        known = [source, source.partition(".")[2]]
+        if key == f"{whole.head}.weight":
+            known.append(HEAD_OF_NEOX)
+        found = [name for name in known if name in weights]
         if found:
             names[key] = found[0]
         elif key in dict(whole.causal.named_parameters(remove_duplicate=False)):

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from iotsplit.errors import UsageError, UserError
 from iotsplit.options import BrokerOptions, CommonOptions, parse
-from iotsplit.runtime.address import BrokerAddress, identity_of
-from iotsplit.runtime.serve import shortened
+from iotsplit.runtime.address import BrokerAddress, identity_of, shortened
 from iotsplit_broker.configuration import output
 from iotsplit_broker.configuration.access import check_user, plain_topics
 from iotsplit_broker.configuration.bridge_section import MAX_NAME, Bridge, Protocol, bridge_section

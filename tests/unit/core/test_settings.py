@@ -34,6 +34,11 @@ def test_counts_are_at_least_one(name: str) -> None:
         ({"trim": float("nan")}, "trim"),
         ({"server_momentum": 1.0}, "server_momentum"),
         ({"server_momentum": -0.1}, "server_momentum"),
+        (
+            {"server_momentum": 0.9, "aggregation": Aggregation.FLEXLORA},
+            "with aggregation flexlora",
+        ),
+        ({"server_momentum": 0.9, "aggregation": Aggregation.MEDIAN}, "with aggregation median"),
         ({"server_momentum": float("nan")}, "server_momentum"),
         ({"norm_bound": 0.0}, "norm_bound"),
         ({"norm_bound": float("inf")}, "norm_bound"),

@@ -61,6 +61,12 @@ def test_csv_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
     assert read(put(tmp_path, "a.csv", b"\xef\xbb\xbftext\nhello\n")) == [Text("hello")]
 
 
+def test_a_long_field_of_csv_is_read(tmp_path: Path) -> None:
+    csv.field_size_limit(1 << 17)  # as Python begins
+    (tmp_path / "long.csv").write_text(f"text\n{'x' * 200_000}\n")
+    assert [len(record.text) for record in read(tmp_path / "long.csv") if isinstance(record, Text)] == [200_000]
+
+
 def test_a_csv_column_says_what_is_held_out(tmp_path: Path) -> None:
     path = put(tmp_path, "a.csv", "text,split\na,eval\nb,\nc,train\n")
     assert read(path) == [Text("a", "eval"), Text("b"), Text("c", "train")]

@@ -153,6 +153,12 @@ def test_without_a_template_a_chat_is_plain_text() -> None:
     assert learnt.lstrip(".") == " yo|"
 
 
+def test_a_chat_that_nobody_has_begun_is_learnt_as_a_whole() -> None:
+    chat = Chat((ChatMessage("assistant", "yo"),))
+    (tokens,) = sequences_of(chat, bytes_tokenizer(template=TEMPLATE), 40)
+    assert shown(tokens) == ("<assistant>yo", "assistant>yo|")
+
+
 def test_a_chat_that_the_template_refuses_names_the_reason() -> None:
     chat = Chat((ChatMessage("tool", "x"), ChatMessage("assistant", "y")))
     with pytest.raises(UsageError, match="no tools"):

@@ -43,6 +43,17 @@ def test_old_texts_are_dropped_but_for_as_many_as_are_needed(tmp_path: Path) -> 
         assert store.texts() == ["c", "d"]
 
 
+def test_what_came_before_the_clock_was_set_is_of_the_moment_when_it_was(tmp_path: Path) -> None:
+    store = opened(tmp_path, least=1)
+    store.add(["a", "b"], now=40.0)  # in 1970
+    today = 1.8e9
+    store.add(["c"], now=today)
+    assert store.texts() == ["a", "b", "c"]
+    store.add(["d"], now=today + DAY_S + 1)
+    assert store.texts() == ["d"]
+    store.close()
+
+
 def test_the_oldest_make_room(tmp_path: Path) -> None:
     with contextlib.closing(opened(tmp_path, max_bytes=3 * (ROW_BYTES + 10))) as store:
         store.add([letter * 10 for letter in "abcde"], 0.0)

@@ -326,6 +326,15 @@ def test_a_damaged_index_of_shards_is_a_usage_error(llama: TinyModel, tmp_path: 
         describe(model)
 
 
+def test_a_quantized_model_is_refused(llama: TinyModel, tmp_path: Path) -> None:
+    model = _copy(llama, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match="holds a quantized model"):
+        resolve(str(model), tmp_path / "cache")
+
+
 @pytest.mark.parametrize("config", ["{", "[]", "{}", '{"model_type": "llama", "num_hidden_layers": "x"}'])
 def test_a_damaged_configuration_is_told_in_one_line(llama: TinyModel, tmp_path: Path, config: str) -> None:
     model = _copy(llama, tmp_path / "model")

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, BloomConfig, GraniteConfig
+from transformers import AutoModelForCausalLM, BloomConfig, GPTNeoXConfig, GraniteConfig
 
 from iotsplit.errors import MismatchError, UsageError
 from iotsplit.plan import Labels, PartPlan, Tier, cut_model
 from iotsplit.tensors.models import describe
 from iotsplit.tensors.parts import Part, load_part, sizes, split
-from tests.unit.tensors.tiny import CUT, LAYERS, WIDTH, Batch, TinyModel
+from tests.unit.tensors.tiny import CUT, LAYERS, VOCABULARY, WIDTH, Batch, TinyModel
 
 Parts = dict[Tier, Part]
 
@@ -45,6 +45,22 @@ def test_parts_give_the_logits_of_the_whole_model(tiny: TinyModel, batch: Batch,
         expected = tiny.load()(input_ids=batch.ids, attention_mask=batch.mask).logits[counted]
         logits = _headed(parts, labels).logits(hidden[counted])
     assert (logits - expected).abs().max() <= 1e-6
+
+
+def test_a_head_that_files_call_otherwise_is_found(tmp_path: Path, batch: Batch) -> None:
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        intermediate_size=9,
+    )
+    auto: Any = AutoModelForCausalLM
+    auto.from_config(config).save_pretrained(tmp_path)
+    assert "embed_out.weight" in load_file(tmp_path / "model.safetensors")
+    neox = TinyModel(architecture="gpt_neox", directory=tmp_path, targets=("query_key_value",))
+    test_parts_give_the_logits_of_the_whole_model(neox, batch, Labels.CLOUD)
 
 
 @pytest.mark.slow
@@ -263,7 +279,7 @@ def test_an_architecture_that_scales_embeddings_on_its_way_is_refused(tmp_path: 
     config = GraniteConfig(
         vocab_size=97,
         hidden_size=WIDTH,
-        intermediate_size=48,
+        intermediate_size=9,
         num_hidden_layers=3,
         num_attention_heads=4,
         embedding_multiplier=2.0,
