@@ -190,7 +190,7 @@ class TrainingSettings:
             raise UsageError(
                 f"server_momentum has no direction with aggregation {self.aggregation}: "
                 "each version's factors are of another basis",
-                fix="leave it out, or use aggregation fedavg, trimmed or rolora",
+                fix="leave it out, or use aggregation fedavg or trimmed",
             )
         if not 0 < self.norm_bound < float("inf"):
             raise UsageError(f"norm_bound {self.norm_bound} is no bound", fix="use a number such as 1e5")

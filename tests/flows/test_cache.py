@@ -87,7 +87,8 @@ def test_a_device_that_does_not_come_any_more_is_forgotten(
     monkeypatch.setattr("iotsplit.cache.ROUNDS", 2)
     fleet = WeatherFleet(small_model, dataclasses.replace(CACHED, rounds=5))
     edge: Any = fleet.agents["edge-1"].role
-    cloud = fleet.agents["cloud"].role._p.caches  # type: ignore[attr-defined]
+    role: Any = fleet.agents["cloud"].role
+    cloud = role._p.caches
     fleet.run(until=lambda fleet: until(fleet, 2, 0))
     fleet.lose("b")
     fleet.run(until=lambda fleet: until(fleet, 3, 4))
